@@ -1,0 +1,1 @@
+"""The node's program: reads Falco's alerts, decides by rules, acts on this node within a millisecond."""

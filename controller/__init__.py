@@ -1,0 +1,1 @@
+"""The cluster's program: acts that need rights over the cluster. A stub until the controller's issue."""
