@@ -1,0 +1,140 @@
+"""A small HTTP/1.1 server for /metrics, /healthz and /readyz. It answers GET and HEAD; bodies are not read.
+
+httptools parses. Limits are constants with their reasons; whoever goes over one is answered once and cut off.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+
+import httptools
+import msgspec
+import trio
+
+from stoop.errors import StartRefused
+
+MAX_CONNECTIONS = 32
+"""Prometheus, a kubelet and a few people; each costs a task. More are answered 503."""
+
+MAX_HEAD = 16 * 1024
+"""Bytes of a request's line and headers: a scraper sends less than 1 KiB, a proxy adds cookies."""
+
+HEAD_SECONDS = 5.0
+"""For the rest of a request once it has begun, and for the answer to be taken: this is the same host or data centre."""
+
+IDLE_SECONDS = 120.0
+"""For the next request on a kept connection: above the usual scrape interval of 15 to 60 s."""
+
+BIND_SECONDS = 10.0
+"""How long to try for a port that is in use: an earlier helper may still be ending."""
+
+BACKLOG = 64
+_CHUNK = 16 * 1024
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What a handler needs to know. `path` without its query."""
+
+    method: str
+    path: str
+    accept: str
+
+
+class Response(msgspec.Struct, frozen=True):
+    """What to answer."""
+
+    status: HTTPStatus
+    body: bytes
+    content_type: str = "text/plain; charset=utf-8"
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+async def listen(address: str, port: int, patience: float = BIND_SECONDS) -> trio.SocketListener:
+    """Listen on an IP address. A port in use is tried again with growing pauses for `patience` seconds.
+
+    Raises StartRefused. Whoever calls closes the listener.
+    """
+    deadline = trio.current_time() + patience
+    pause = 0.05
+    while True:
+        try:
+            return _bound(address, port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or trio.current_time() + pause > deadline:
+                hint = "set metrics.port, or 0 for any free one" if error.errno == errno.EADDRINUSE else ""
+                raise StartRefused(
+                    error.strerror or str(error), where=f"metrics at {address} port {port}", hint=hint
+                ) from error
+        await trio.sleep(pause)
+        pause = min(pause * 2, 1.0)
+
+
+def _bound(address: str, port: int) -> trio.SocketListener:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address, port))
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+
+
+class Server:
+    """Serves one handler on the connections that it is given."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+        self._open = 0
+
+    async def serve(self, listener: trio.SocketListener) -> None:
+        """Accept until cancelled."""
+        await trio.serve_listeners(self._connection, [listener])
+
+    async def _connection(self, stream: trio.SocketStream) -> None:
+        self._open += 1
+        try:
+            async with stream:
+                if self._open > MAX_CONNECTIONS:
+                    await _send(stream, _plain(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections"), "GET", False)
+                else:
+                    await self._requests(stream)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the peer went away; there is nobody to tell
+        finally:
+            self._open -= 1
+
+    async def _requests(self, stream: trio.SocketStream) -> None:
+        """Answer requests in turn until one asks to close, breaks a limit or is late."""
+        parser = _Parser()
+        deadline = trio.current_time() + HEAD_SECONDS
+        while True:
+            with trio.move_on_at(deadline):
+                data = await stream.receive_some(_CHUNK)
+                if not data:
+                    return
+                fault = parser.feed(data)
+                for request in parser.take():
+                    keep = parser.keep_alive and not fault
+                    response = await self._answer(request)
+                    if not await _send(stream, response, request.method, keep) or not keep:
+                        return
+                if fault:
+                    await _send(stream, _plain(fault, fault.phrase.lower()), "GET", False)
+                    return
+                deadline = trio.current_time() + (IDLE_SECONDS if parser.at_rest else HEAD_SECONDS)
+                continue
+            return
+
+    async def _answer(self, request: Request) -> Response:
+        if request.method not in ("GET", "HEAD"):
+            return _plain(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD")
+        return await self._handler(request)

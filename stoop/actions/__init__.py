@@ -1,0 +1,42 @@
+"""The catalogue of actions: one file an action, one line here. Importing it does no I/O of its own."""
+
+from __future__ import annotations
+
+from stoop.actions.aws import lambda_ as aws_lambda
+from stoop.actions.calico import networkpolicy as calico_networkpolicy
+from stoop.actions.cilium import networkpolicy as cilium_networkpolicy
+from stoop.actions.gcp import function as gcp_function
+from stoop.actions.kubernetes import annotation as kubernetes_annotation
+from stoop.actions.kubernetes import cordon as kubernetes_cordon
+from stoop.actions.kubernetes import delete as kubernetes_delete
+from stoop.actions.kubernetes import download as kubernetes_download
+from stoop.actions.kubernetes import drain as kubernetes_drain
+from stoop.actions.kubernetes import exec as kubernetes_exec
+from stoop.actions.kubernetes import label as kubernetes_label
+from stoop.actions.kubernetes import log as kubernetes_log
+from stoop.actions.kubernetes import networkpolicy as kubernetes_networkpolicy
+from stoop.actions.kubernetes import script as kubernetes_script
+from stoop.actions.kubernetes import sysdig as kubernetes_sysdig
+from stoop.actions.kubernetes import tcpdump as kubernetes_tcpdump
+from stoop.actions.kubernetes import terminate as kubernetes_terminate
+from stoop.spec import Action
+
+ACTIONS: tuple[Action, ...] = (
+    kubernetes_terminate.ACTION,
+    kubernetes_label.ACTION,
+    kubernetes_annotation.ACTION,
+    kubernetes_networkpolicy.ACTION,
+    kubernetes_exec.ACTION,
+    kubernetes_script.ACTION,
+    kubernetes_log.ACTION,
+    kubernetes_delete.ACTION,
+    kubernetes_cordon.ACTION,
+    kubernetes_drain.ACTION,
+    kubernetes_download.ACTION,
+    kubernetes_tcpdump.ACTION,
+    kubernetes_sysdig.ACTION,
+    calico_networkpolicy.ACTION,
+    cilium_networkpolicy.ACTION,
+    aws_lambda.ACTION,
+    gcp_function.ACTION,
+)

@@ -1,0 +1,89 @@
+"""`stoop run`: the agent in the foreground, with a line for each act as it happens."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO
+
+from stoop import control
+from stoop.cli import FINE, children
+from stoop.cli.options import ConfigOption, RulesOption, config_path, load_config
+from stoop.cli.records import record_line
+from stoop.cli.screen import err, out, text
+
+GRACE_S = 20.0
+"""How long the agent may take to end in order, in seconds: its act deadline (10 s) and some more."""
+
+AGENT = (sys.executable, "-m", "agent.app")
+"""The agent's program by its entry point: the library never imports it."""
+
+
+def run(config: ConfigOption = None, rules: RulesOption = None) -> int:
+    """Run the agent in the foreground and show each act; Ctrl-C ends both. Exit code: the agent's."""
+    loaded = load_config(config, {"rules_files": rules} if rules else None)
+    with running_agent(agent_command(config_path(config), rules or [])) as agent:
+        assert agent.stdout is not None
+        if not wait_ready(agent.stdout, agent, None):
+            return agent.wait()
+        err().print(text(("ready", "bold green"), f", control socket {loaded.control.path} (Ctrl-C ends it)"))
+        try:
+            _show_acts(loaded.control.path, agent)
+        except KeyboardInterrupt:
+            err().print("ending …")
+            return children.stop(agent, GRACE_S)
+        return agent.wait()
+
+
+def agent_command(config: str | None, rules: list[str]) -> list[str]:
+    """The command line of the agent for these files."""
+    command = list(AGENT)
+    if config is not None:
+        command += ["-c", config]
+    for file in rules:
+        command += ["-r", file]
+    return command
+
+
+@contextmanager
+def running_agent(
+    command: list[str], *, stderr: int | IO[bytes] | None = None, cwd: str | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The agent as a child that does not outlive us; its stdout is a pipe. Ended in order when left."""
+    # Alerts may come over standard input; from a terminal they would stop the agent (SIGTTIN), so not from there.
+    stdin = subprocess.DEVNULL if sys.stdin is None or sys.stdin.isatty() else None
+    agent = children.start(command, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, cwd=cwd)
+    try:
+        yield agent
+    finally:
+        children.stop(agent, GRACE_S)
+        if agent.stdout is not None:
+            agent.stdout.close()
+
+
+def wait_ready(stdout: IO[bytes], agent: subprocess.Popen[bytes], limit_s: float | None) -> bool:
+    """Whether the agent said `ready` on its stdout before it ended, and within `limit_s` seconds (None: no limit)."""
+    buffer = b""
+    waiting = select.poll()
+    waiting.register(stdout.fileno(), select.POLLIN)
+    while waiting.poll(None if limit_s is None else limit_s * 1000):
+        data = os.read(stdout.fileno(), 4096)
+        if not data:
+            return False
+        buffer += data
+        if b"ready" in buffer.split():
+            return True
+    return False
+
+
+def _show_acts(path: str, agent: subprocess.Popen[bytes]) -> None:
+    """A line an act until the agent ends. Raises ControlError when it can't be followed."""
+    console = out()
+    with control.Follow(path) as records:
+        while not records.closed:
+            for record in records.read(None):
+                console.print(record_line(record))

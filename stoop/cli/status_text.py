@@ -1,0 +1,175 @@
+"""An agent's status for a person. Pure: takes the mapping of the control socket; what is missing is left out.
+
+What is worth waking someone for is a *finding*: `stoop status` then exits with 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.text import Text
+
+from stoop.cli.screen import OUTCOME_STYLES, text
+
+STALE_LAG = 10_000
+"""Records not yet in the database above which its writer is said to be behind: some seconds of the worst load."""
+
+
+def findings(status: Mapping[str, Any]) -> list[str]:
+    """Everything that is not as it should be, one line each."""
+    return [line for line in _findings(status) if line]
+
+
+def _findings(status: Mapping[str, Any]) -> Iterator[str]:
+    if status.get("ready") is False:
+        yield "not ready: rules or an intake are missing"
+    mode = status.get("mode")
+    if mode in ("off", "observe"):
+        yield f"mode is {mode}: nothing is done (`stoop mode enforce`)"
+    rules = _part(status, "rules")
+    if rules.get("count") == 0:
+        yield "no rules are loaded"
+    if error := rules.get("last_error"):
+        yield f"the rules files can't be used, the old rules stay: {error}"
+    for rule, reason in _part(status, "disarmed").items():
+        yield f"disarmed: {rule}: {reason} (`stoop arm`)"
+    journal = _part(status, "journal")
+    if error := journal.get("error"):
+        yield f"the journal can't be written: {error}"
+    if lost := journal.get("lost"):
+        yield f"records lost: {lost}"
+    lag = journal.get("lag")
+    if isinstance(lag, int | float) and lag > STALE_LAG:
+        yield f"the journal is {lag:g} records behind"
+    if unfinished := _part(status, "recovery").get("unfinished"):
+        yield f"unfinished when the agent last ended: {_count(unfinished)} (`stoop history`)"
+    if "helper" in status and not _part(status, "helper").get("pid"):
+        yield "the helper is not running: no metrics, no reload"
+
+
+def status_lines(status: Mapping[str, Any]) -> Iterator[Text]:
+    """The lines of `stoop status`: a word on the left, what there is to say on the right."""
+    for name, said in (
+        ("agent", _agent(status)),
+        ("mode", _mode(status)),
+        ("rules", _rules(status)),
+        ("intake", _intakes(status)),
+        ("metrics", _address(_part(status, "metrics"))),
+        ("control", str(status.get("control") or "")),
+        ("counts", _counts(status)),
+        ("queue", _value(status.get("queue"))),
+        ("feed", _feed(status)),
+        ("clock", _clock(status)),
+        ("journal", _pairs(_part(status, "journal"))),
+        ("recovery", _pairs(_part(status, "recovery"))),
+        ("helper", _pairs(_part(status, "helper"))),
+    ):
+        if said:
+            yield text((f"{name:<9}", "bold"), said)
+    outcomes = _part(_part(status, "counts"), "outcomes")
+    if outcomes:
+        line = Text("outcomes ", style="bold")
+        for outcome, count in outcomes.items():
+            line.append_text(text((f"{outcome} {count}  ", OUTCOME_STYLES.get(str(outcome), ""))))
+        yield line
+
+
+def _part(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = status.get(name)
+    return part if isinstance(part, Mapping) else {}
+
+
+def _agent(status: Mapping[str, Any]) -> str:
+    said = []
+    if version := status.get("version"):
+        said.append(f"stoop {version}")
+    if node := status.get("node"):
+        said.append(f"on {node}")
+    if pid := status.get("pid"):
+        said.append(f"pid {pid}")
+    if "ready" in status:
+        said.append("ready" if status["ready"] else "not ready")
+    if isinstance(uptime := status.get("uptime_s"), int | float):
+        said.append(f"up {_span(uptime)}")
+    return ", ".join(said)
+
+
+def _mode(status: Mapping[str, Any]) -> str:
+    mode = status.get("mode")
+    until = status.get("until") or status.get("mode_until")
+    return f"{mode} until {until}" if mode and until else str(mode or "")
+
+
+def _rules(status: Mapping[str, Any]) -> str:
+    rules = _part(status, "rules")
+    said = [f"{rules['count']} loaded"] if "count" in rules else []
+    if at := rules.get("loaded_at"):
+        said.append(f"at {at}")
+    if digest := rules.get("digest"):
+        said.append(f"digest {str(digest)[:12]}")
+    return ", ".join(said)
+
+
+def _intakes(status: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_address(at)}" for name, at in _part(status, "intakes").items())
+
+
+def _address(at: object) -> str:
+    """`address:port` of a mapping, or what there is."""
+    if isinstance(at, Mapping):
+        if not at:
+            return ""
+        host = str(at.get("address", ""))
+        return f"[{host}]:{at.get('port')}" if ":" in host else f"{host}:{at.get('port')}"
+    return str(at)
+
+
+def _counts(status: Mapping[str, Any]) -> str:
+    counts = {name: value for name, value in _part(status, "counts").items() if name != "outcomes"}
+    return _pairs(counts)
+
+
+def _feed(status: Mapping[str, Any]) -> str:
+    feed = _part(status, "feed")
+    said = []
+    if isinstance(silence := feed.get("silence_s"), int | float):
+        said.append(f"last alert {_span(silence)} ago")
+    if "peers" in feed:
+        said.append(f"senders {_count(feed['peers'])}")
+    return ", ".join(said)
+
+
+def _clock(status: Mapping[str, Any]) -> str:
+    clock = _part(status, "clock")
+    said = []
+    if isinstance(offset := clock.get("offset_ms"), int | float):
+        sure = "" if clock.get("established", True) else " (not yet established)"
+        said.append(f"Falco's is {offset:+.2f} ms from ours{sure}")
+    if steps := clock.get("steps"):
+        said.append(f"{steps} steps noticed")
+    return ", ".join(said)
+
+
+def _pairs(part: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_value(value)}" for name, value in part.items() if value not in (None, "", [], {}))
+
+
+def _value(value: object) -> str:
+    if isinstance(value, Mapping):
+        return _pairs(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(_value(item) for item in value)
+    return "" if value is None else str(value)
+
+
+def _count(value: object) -> object:
+    return len(value) if isinstance(value, list | tuple | Mapping) else value
+
+
+def _span(seconds: float) -> str:
+    """`42 s`, `17 min`, `3.5 h` or `12 d`."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

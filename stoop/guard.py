@@ -1,0 +1,364 @@
+"""Facts + limits + memory + now → go or refuse.
+
+Pure. It gets what the node says (`ProcessFacts`, `HostFacts`), never only what the alert says: a name, an executable or
+a cgroup that an attacker can choose is evidence, not a reason to let him go.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from stoop.alert import Alert
+from stoop.errors import TargetRefused
+from stoop.spec import ContainerFacts, HostFacts, ProcessFacts
+
+PID_LIMIT = 4_194_304
+"""The largest pid that Linux can give on 64-bit machines (PID_MAX_LIMIT, proc(5) pid_max)."""
+
+CLOCK_NOISE_NS = 200_000
+"""Two readings of two clocks, one after the other, on a busy machine: what may lie between them."""
+
+FALCO_POLL_NS = 50_000_000
+"""Falco's own delay on an idle node is at most about 33 ms (measured, reference/falco.md): a lag below this says
+nothing of its clock, one above says that it runs behind."""
+
+ESTABLISHED = 8
+"""Alerts after which the measured lag between Falco's clock and ours is believed."""
+
+SKEW_WINDOW = 128
+"""Delays kept to take the least of: a few seconds of a busy node, an hour of a quiet one."""
+
+MINUTE_NS = 60_000_000_000
+
+MAX_LIMIT_KEYS = 10_000
+"""Rules × targets kept for the limits; the oldest goes first."""
+
+TOO_CLOSE = "the process with pid {} began so close to the event that it may be another one"
+
+ALL_RULES = "*"
+"""What is disarmed when the limit over all rules trips."""
+
+
+class Claims(msgspec.Struct, frozen=True):
+    """What the alert says of whom it is about. 0 or "" where it says nothing."""
+
+    pid: int
+    tid: int
+    vpid: int
+    ppid: int
+    pid_ts: int
+    exe_ino: int
+    container_id: str
+    namespace: str
+
+
+def _number(fields: Mapping[str, object], name: str) -> int:
+    value = fields.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def _text(fields: Mapping[str, object], *names: str) -> str:
+    for name in names:
+        value = fields.get(name)
+        if isinstance(value, str) and value not in ("", "<NA>"):
+            return value
+    return ""
+
+
+def claims(alert: Alert) -> Claims:
+    """What the alert says, without judging it."""
+    fields = alert.fields
+    return Claims(
+        pid=_number(fields, "proc.pid"),
+        tid=_number(fields, "thread.tid"),
+        vpid=_number(fields, "proc.vpid"),
+        ppid=_number(fields, "proc.ppid"),
+        pid_ts=_number(fields, "proc.pid.ts"),
+        exe_ino=_number(fields, "proc.exe_ino"),
+        container_id=_text(fields, "container.full_id", "container.id"),
+        namespace=_text(fields, "k8s.ns.name", "ka.target.namespace"),
+    )
+
+
+def target_pid(alert: Alert) -> int:
+    """The pid that the alert names. Raises TargetRefused for anything that must not reach kill(2).
+
+    `kill(-1)` and `kill(0)` hit many processes, 1 is init, and Falco really sends -1 (reference/falco.md).
+    """
+    value = alert.fields.get("proc.pid")
+    if value is None:
+        raise TargetRefused("the alert has no proc.pid (add it in Falco: `stoop falco-config`)")
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TargetRefused(f"proc.pid is not a whole number but {type(value).__name__}")
+    if value <= 1:
+        raise TargetRefused(f"proc.pid is {value}: only pids above 1 are targets")
+    if value >= PID_LIMIT:
+        raise TargetRefused(f"proc.pid is {value}: no pid is that large")
+    return value
+
+
+class Skew:
+    """How far Falco's clock is from ours, from the delays of its alerts.
+
+    Falco adds kernel time to an offset that it sampled once at its start, so its clock drifts from CLOCK_REALTIME with
+    each adjustment (reference/falco.md). `delay = received - event time = drift + latency`, and latency is never
+    negative: the least delay seen is an upper bound of the drift.
+    """
+
+    def __init__(self) -> None:
+        self._delays: deque[int] = deque(maxlen=SKEW_WINDOW)
+        self._least = 0
+        self._offset_ns: int | None = None
+        self.steps = 0
+
+    def sample(self, delay_ns: int) -> None:
+        """One alert's delay, in nanoseconds. Cheap: the least is only searched anew when it leaves the window."""
+        delays = self._delays
+        if not delays or delay_ns <= self._least:
+            delays.append(delay_ns)
+            self._least = delay_ns
+            return
+        leaving = delays[0] if len(delays) == SKEW_WINDOW else None
+        delays.append(delay_ns)
+        if leaving == self._least:
+            self._least = min(delays)
+
+    def clock(self, realtime_minus_boottime_ns: int, tolerance_ns: int = 5_000_000) -> bool:
+        """Notice a step of this machine's clock: True when it jumped since the last look. Delays start anew then."""
+        last = self._offset_ns
+        self._offset_ns = realtime_minus_boottime_ns
+        if last is None or abs(realtime_minus_boottime_ns - last) <= tolerance_ns:
+            return False
+        self.steps += 1
+        self._delays.clear()
+        return True
+
+    @property
+    def established(self) -> bool:
+        """Whether enough was seen to believe the lag."""
+        return len(self._delays) >= ESTABLISHED
+
+    @property
+    def lag_ns(self) -> int:
+        """The least delay of the window, 0 when there is none."""
+        return self._least if self._delays else 0
+
+    @property
+    def drift_ns(self) -> int:
+        """What is taken as Falco's drift: only what its own latency can't explain."""
+        lag = self.lag_ns
+        return lag if lag < 0 or (self.established and lag > FALCO_POLL_NS) else 0
+
+    def bounds(self, event_ns: int) -> tuple[int, int]:
+        """(earliest, latest) instant of our clock at which an event that Falco stamped so may have happened."""
+        lag = self.lag_ns
+        if lag < 0:
+            return event_ns + lag, event_ns + lag + CLOCK_NOISE_NS
+        return event_ns, event_ns + (lag if self.established else 0) + CLOCK_NOISE_NS
+
+
+class Proof(msgspec.Struct, frozen=True):
+    """Whether a process is the one meant: `refusal` is "" when it is; `precise` asks for a start time in µs first."""
+
+    refusal: str = ""
+    precise: bool = False
+    by: str = ""
+
+
+def prove(said: Claims, facts: ProcessFacts, event_ns: int, skew: Skew) -> Proof:
+    """Whether the process that now has the pid is the one that the event came from.
+
+    A pid can't be given anew while its holder lives, so a holder that began before the event is the one meant. What
+    began after it is not. In between (10 ms ticks, clocks that differ) one more match is asked.
+    """
+    if not event_ns:
+        return Proof(
+            refusal="the alert carries no time, so it can't be told from a process that got the same pid later"
+        )
+    earliest, latest = skew.bounds(event_ns)
+    start, end = facts.start_ns, facts.start_ns + facts.start_slack_ns
+    if end <= earliest:
+        return Proof(by="start")
+    coarse = facts.start_slack_ns > CLOCK_NOISE_NS
+    if start > latest:
+        late_ms = (start - latest) / 1e6
+        return Proof(refusal=f"pid {facts.pid} was given anew: its process began {late_ms:.1f} ms after the event")
+    if coarse:
+        return Proof(precise=True, by=_one_more_match(said, facts))
+    if start <= earliest:
+        return Proof(by="start")
+    by = _one_more_match(said, facts)
+    if not by:
+        return Proof(refusal=TOO_CLOSE.format(facts.pid))
+    return Proof(by=by)
+
+
+def _one_more_match(said: Claims, facts: ProcessFacts) -> str:
+    """The name of a claim that the facts confirm, "" when there is none. On the host a vpid is the pid: no evidence."""
+    if said.vpid and said.vpid != said.pid and said.vpid == facts.ns_pids[-1]:
+        return "proc.vpid"
+    if said.ppid and said.ppid == facts.ppid:
+        return "proc.ppid"
+    if said.exe_ino and said.exe_ino == facts.exe_ino:
+        return "proc.exe_ino"
+    if said.container_id not in ("", "host") and facts.container_id.startswith(said.container_id):
+        return "container.id"
+    return ""
+
+
+def in_container(said: Claims, facts: ProcessFacts, host: HostFacts) -> bool:
+    """Whether a process belongs to a container: by its cgroup, or (it moved out) by Falco's word and its namespaces."""
+    if facts.container_id:
+        return True
+    nested = facts.pid_ns != host.pid_ns and facts.mnt_ns != host.mnt_ns
+    return nested and said.container_id not in ("", "host")
+
+
+def executables(patterns: Iterable[str]) -> re.Pattern[str]:
+    """One pattern of names, paths and shell wildcards (`containerd-shim-*`), to be matched whole."""
+    return re.compile("|".join(fnmatch.translate(pattern) for pattern in patterns) or r"(?!)")
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """The `guard` part of the configuration. 0 is no limit, as there."""
+
+    protected_namespaces: frozenset[str]
+    protected_executables: re.Pattern[str]
+    max_alert_age_ns: int
+    max_targets: int
+    max_targets_total: int
+    any_pid_namespace: bool  # `pid_namespace: agent`: alerts number pids as the agent sees them
+
+
+def too_old(event_ns: int, now_ns: int, skew: Skew, policy: Policy) -> str:
+    """ "" or why this alert comes too late to act on."""
+    age = now_ns - event_ns - skew.drift_ns
+    if not event_ns or not policy.max_alert_age_ns or age <= policy.max_alert_age_ns:
+        return ""
+    return f"the alert is {age / 1e9:.1f} s old (guard.max_alert_age is {policy.max_alert_age_ns / 1e9:g} s)"
+
+
+def protects(facts: ProcessFacts, host: HostFacts, policy: Policy) -> str:
+    """ "" or why this process must never be touched, whoever asks."""
+    if facts.pid <= 1:
+        return "it is the init process"
+    if facts.kernel_thread:
+        return "it is a kernel thread"
+    if facts.pid in host.own_pids:
+        return "it is the agent itself or a parent of it"
+    if facts.pid in host.falco_pids:
+        return "it is Falco, or what brings its alerts"
+    if host.falco_cgroups and any(path in host.falco_cgroups for _, path in facts.cgroups):
+        return "it is in Falco's cgroup"
+    if not facts.container_id and facts.mnt_ns == host.mnt_ns:
+        name = facts.exe.rpartition("/")[2].removesuffix(" (deleted)")
+        for mark in (facts.exe, name, facts.comm):
+            if policy.protected_executables.fullmatch(mark):
+                return f"{mark} is a protected executable of the host"
+    return ""
+
+
+def judge(said: Claims, facts: ProcessFacts, host: HostFacts, policy: Policy, *, allow_host: bool) -> str:
+    """ "" or why the act on this process is refused."""
+    if not host.pid_ns_is_root and not policy.any_pid_namespace:
+        return (
+            "the agent does not see the pids that Falco numbers: it runs in a pid namespace of its own "
+            "(run it with hostPID, or set guard.pid_namespace: agent if Falco shares it)"
+        )
+    reason = protects(facts, host, policy)
+    if reason:
+        return reason
+    if not in_container(said, facts, host) and not allow_host:
+        return "the process is in no container (the rule needs `allow_host: true`)"
+    return protected_namespace(said, policy)
+
+
+def protected_namespace(said: Claims, policy: Policy) -> str:
+    """ "" or that the alert is about a protected namespace."""
+    if said.namespace in policy.protected_namespaces:
+        return f"namespace {said.namespace} is protected (guard.protected_namespaces)"
+    return ""
+
+
+def unproven_fields(fields: frozenset[str]) -> str:
+    """ "" or the refusal for a rule that exempts values of a field which nobody could tell."""
+    if not fields:
+        return ""
+    names = ", ".join(sorted(fields))
+    return f"{names} can't be resolved here, and the rule exempts a value of it"
+
+
+class Limits:
+    """How many distinct targets a rule, and all rules together, may touch in a minute. Above it: disarmed.
+
+    A disarmed rule stays so, over restarts, until a person arms it: the caller keeps `disarmed` in a file.
+    """
+
+    def __init__(self, policy: Policy, disarmed: Mapping[str, str]) -> None:
+        self._policy = policy
+        self._touched: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self.disarmed: dict[str, str] = dict(disarmed)
+
+    def is_disarmed(self, rule: str) -> str:
+        """ "" or why this rule only says what it would do."""
+        return self.disarmed.get(rule) or self.disarmed.get(ALL_RULES, "")
+
+    def admit(self, rule: str, target: str, mono_ns: int, *, disarm: bool = True) -> str:
+        """Count a target about to be touched; "" or the reason why the rule is disarmed by it."""
+        self._forget(mono_ns)
+        for scope, most in ((rule, self._policy.max_targets), (ALL_RULES, self._policy.max_targets_total)):
+            known = {touched for name, touched in self._touched if name == scope}
+            if not most or target in known or len(known) < most:
+                continue
+            whose = "this rule" if scope == rule else "all rules together"
+            reason = f"{whose} would touch more than {most} distinct targets in a minute"
+            if disarm:
+                self.disarmed[scope] = reason
+            return reason
+        for scope in (rule, ALL_RULES):
+            self._touched[scope, target] = mono_ns
+            self._touched.move_to_end((scope, target))
+        return ""
+
+    def arm(self, rule: str) -> bool:
+        """Arm a rule again (`*`: the limit over all rules); False when it was not disarmed."""
+        for key in [key for key in self._touched if rule in (ALL_RULES, key[0]) or key[0] == ALL_RULES]:
+            del self._touched[key]
+        return self.disarmed.pop(rule, None) is not None
+
+    def _forget(self, mono_ns: int) -> None:
+        while self._touched:
+            key, at = next(iter(self._touched.items()))
+            if mono_ns - at <= MINUTE_NS and len(self._touched) < MAX_LIMIT_KEYS:
+                return
+            del self._touched[key]
+
+
+def target_key(facts: ProcessFacts) -> str:
+    """What counts as one target for the limits: the container, else the executable."""
+    return facts.container_id or f"{facts.exe_dev}:{facts.exe_ino}"
+
+
+def judge_container(said: Claims, container: ContainerFacts, host: HostFacts, policy: Policy) -> str:
+    """ "" or why an act on this whole container is refused, when its alert's process is gone."""
+    if not container.members:
+        return "the container has no process left"
+    own = host.own_pids.intersection(container.members)
+    if own or container.cgroup_v2 in host.own_cgroups or container.cgroup_freezer in host.own_cgroups:
+        return "it is the agent's own container"
+    if host.falco_pids.intersection(container.members):
+        return "it is Falco's container"
+    return protected_namespace(said, policy)
+
+
+class Guard(msgspec.Struct, frozen=True):
+    """What one responder's guard consists of."""
+
+    policy: Policy
+    limits: Limits
+    skew: Skew

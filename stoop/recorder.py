@@ -1,0 +1,118 @@
+"""The one place where an act becomes a record, metrics, and whatever the sinks make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from stoop.engine import Repeat, act_id
+from stoop.metrics import Metrics
+from stoop.ring import Intent
+from stoop.runs import Ready, Run, When
+from stoop.spec import Mode, Outcome, Record, Timing, Verdict
+
+
+class Ledger(Protocol):
+    """Where it is written down what is about to be done, and how it ended. Never blocks and never raises."""
+
+    def reserve(self, intent: Intent) -> int:
+        """Before an act: a slot that survives SIGKILL of the agent; -1 when there is no room."""
+        ...
+
+    def acted(self, slot: int) -> None:
+        """The act was begun: it can't be taken back any more."""
+        ...
+
+    def put(self, record: Record, slot: int) -> None:
+        """How it ended; frees the slot once it is kept."""
+        ...
+
+    def repeats(self, act: str, count: int) -> None:
+        """So many times was this act asked for again since."""
+        ...
+
+    def accepted(self, count: int, now_ns: int) -> None:
+        """So many alerts were taken from their sender."""
+        ...
+
+    def settled(self, count: int, now_ns: int) -> None:
+        """Nothing more will come of so many alerts."""
+        ...
+
+
+NEVER = When()
+
+
+class Recorder:
+    """Emits one Record an act to the ledger, the metrics and the sinks."""
+
+    def __init__(
+        self, ledger: Ledger, metrics: Metrics, mode: Callable[[], Mode], sinks: Sequence[Callable[[Record], None]]
+    ) -> None:
+        self.ledger = ledger
+        self.metrics = metrics
+        self._mode = mode
+        self._sinks = sinks
+
+    def intend(self, run: Run, ready: Ready, decided_ns: int) -> int:
+        """Write down that an act is about to begin; the slot it takes."""
+        facts = run.subject.facts
+        return self.ledger.reserve(
+            Intent(
+                act=act_id(run.id, run.index),
+                run=run.id,
+                alert=run.matched.alert_id,
+                rule=run.rule.form.rule,
+                action=run.step.action,
+                actionner=run.step.actionner,
+                target=ready.target,
+                pid=facts.pid if facts is not None else 0,
+                start_ticks=facts.start_ticks if facts is not None else 0,
+                event_ns=run.matched.alert.time_ns,
+                received_ns=run.matched.received_ns,
+                decided_ns=decided_ns,
+            )
+        )
+
+    def emit(
+        self, run: Run, index: int, outcome: Outcome, *, slot: int = -1, when: When = NEVER, amends: bool = False
+    ) -> None:
+        """One act of this run ended so."""
+        self._send(self._record(run, index, act_id(run.id, index), outcome, when, amends), slot)
+
+    def repeated(self, run: Run, repeat: Repeat) -> None:
+        """An act was asked for again: the first time is recorded, later ones are a count."""
+        self.metrics.inc("acts_repeated_total")
+        if repeat.first:
+            outcome = Outcome(Verdict.SKIPPED, f"duplicate of {repeat.original}")
+            act = act_id(run.id, run.index, repeat=1)
+            self._send(self._record(run, run.index, act, outcome, NEVER, False), -1)
+        elif repeat.due:
+            self.ledger.repeats(repeat.original, repeat.count)
+
+    def _send(self, record: Record, slot: int) -> None:
+        self.ledger.put(record, slot)
+        self.metrics.acted(record)
+        for sink in self._sinks:
+            sink(record)
+
+    def _record(self, run: Run, index: int, act: str, outcome: Outcome, when: When, amends: bool) -> Record:
+        alert, step = run.matched.alert, run.rule.form.actions[index]
+        return Record(
+            alert=run.matched.alert_id,
+            run=run.id,
+            act=act,
+            rule=run.rule.form.rule,
+            action=step.action,
+            actionner=step.actionner,
+            verdict=outcome.verdict,
+            reason=outcome.reason,
+            target=run.subject.describe(),
+            timing=Timing(alert.time_ns, run.matched.received_ns, when.decided_ns, when.acted_ns, when.verified_ns),
+            details=outcome.details,
+            falco_rule=alert.rule,
+            priority=alert.priority_text,
+            output=alert.output,
+            mode=self._mode(),
+            amends=amends,
+        )

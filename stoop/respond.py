@@ -1,0 +1,390 @@
+"""One alert → its runs: matched, resolved, guarded, acted on, verified, recorded. The only place with instrumentation.
+
+    accept ─ match ─▶ FairQueue ─▶ drain ─▶ Run: judge ─ begin ─▶ (lane) verify ─ finish ─▶ next action …
+
+Everything up to `begin` is synchronous and happens in the task that read the alert. Only what has to be awaited (an
+exit seen on a pidfd) goes to a lane's task. Each act ends as exactly one `Record`; a second one (`amends`) follows when
+an act that was given up turns out to have worked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import trio
+
+from stoop.alert import Alert, alert_id
+from stoop.engine import Memory, act_id, run_id, should_continue
+from stoop.errors import ActFailed
+from stoop.fairqueue import FairQueue
+from stoop.judge import Judge
+from stoop.lanes import Lanes
+from stoop.recorder import Recorder
+from stoop.rules import Hit, Rule, RuleSet
+from stoop.runs import Batch, Doing, Matched, Ready, Run, When
+from stoop.spec import Begun, Mode, NodeHost, Outcome, Verdict
+from stoop.subject import Subject
+
+QUEUE_CAPACITY = 4096
+"""Matched alerts that may wait: about a second of work, some MiB. Beyond it the newest of the busiest group expires."""
+
+INLINE_RUNS = 16
+"""Matched alerts dealt with in the reader's own task before the loop gets its turn: a few milliseconds."""
+
+AMEND_SECONDS = 600.0
+"""How long an act that missed its deadline is watched, to amend its record."""
+
+MAX_AMENDING = 64
+"""Acts watched so at a time; each holds a pidfd."""
+
+STOPPED = "the agent stopped before its turn came"
+
+
+class Clocks(Protocol):
+    """The two clocks, as a seam: nanoseconds of CLOCK_REALTIME and CLOCK_MONOTONIC."""
+
+    def now_ns(self) -> int: ...
+
+    def mono_ns(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a responder stands on. It owns none of them."""
+
+    node: str
+    host: NodeHost
+    judge: Judge
+    memory: Memory
+    recorder: Recorder
+    clocks: Clocks
+    mode: Callable[[], Mode]
+    act_deadline_s: float
+
+
+class Responder:
+    """Takes alerts, answers each match with acts, emits one Record an act."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._rules = RuleSet.empty()
+        self._queue: FairQueue[Matched] = FairQueue(QUEUE_CAPACITY)
+        self._lanes: Lanes[Run] = Lanes()
+        self._amending = 0
+        self._more = trio.Event()
+        self._rest: trio.Event | None = None
+        self._nursery: trio.Nursery | None = None
+
+    # ------------------------------------------------------------ lifetime
+
+    async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run the lanes, and what could not be dealt with inline. Ends by cancellation; every act is recorded then."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            try:
+                while True:
+                    await self._more.wait()
+                    self._more = trio.Event()
+                    while self._drain():
+                        await trio.lowlevel.checkpoint()
+            finally:
+                self._abandon()
+
+    async def idle(self) -> None:
+        """Return once nothing waits and nothing is under way (for an orderly stop)."""
+        while len(self._queue) or len(self._lanes):
+            self._rest = trio.Event()
+            await self._rest.wait()
+
+    def use(self, rules: RuleSet) -> None:
+        """Swap the rules: what is under way keeps the rules it began with."""
+        self._rules = rules
+        self._parts.judge.forget_rules()
+
+    @property
+    def rules(self) -> RuleSet:
+        """The rules in force."""
+        return self._rules
+
+    def load(self) -> dict[str, int]:
+        """How much waits and is under way."""
+        return {"queued": len(self._queue), "lanes": len(self._lanes), "waiting": self._lanes.waiting()}
+
+    # ------------------------------------------------------------ match
+
+    def accept(self, alerts: list[Alert], received_ns: int, kind: str, settled: Callable[[], None] | None) -> None:
+        """Match these alerts and act on them. `settled` is called once all that came of them is recorded."""
+        parts = self._parts
+        sample, route = parts.judge.skew.sample, self._rules.route
+        batch = Batch(settled) if settled is not None else None
+        parts.recorder.ledger.accepted(len(alerts), received_ns)
+        delays = []
+        pending = 0
+        for alert in alerts:
+            event_ns = alert.time_ns
+            if event_ns:
+                delays.append(received_ns - event_ns)
+                sample(received_ns - event_ns)
+            rules = route(alert)
+            if rules:
+                pending += self._match(alert, rules, received_ns, batch)
+        parts.recorder.ledger.settled(len(alerts) - pending, received_ns)
+        if pending:
+            self._drain()
+        parts.recorder.metrics.received(kind, len(alerts), delays)
+        if batch is not None:
+            batch.leave()
+
+    def _match(self, alert: Alert, rules: Sequence[Rule], received_ns: int, batch: Batch | None) -> int:
+        hits: list[tuple[Rule, Hit]] = []
+        for rule in rules:
+            hit = rule.test(alert, None)
+            if hit.possible:
+                hits.append((rule, hit))
+                if hit.certain and not rule.form.continue_:
+                    break
+        if not hits:
+            return 0
+        matched = Matched(alert, alert_id(alert, self._parts.node), hits, received_ns, batch)
+        if batch is not None:
+            batch.enter()
+        group = alert.fields.get("container.id")
+        container = group if isinstance(group, str) else ""
+        crowd = (hits[0][0].form.rule, f"{container}:{alert.fields.get('proc.pid')}")
+        dropped = self._queue.push(matched, container, crowd)
+        if dropped is not None:
+            self._expire(dropped)
+        return 1
+
+    def _drain(self) -> bool:
+        """Deal with some of what waits; whether anything is left (the task of `serve` goes on with it then)."""
+        for _ in range(INLINE_RUNS):
+            matched = self._queue.pop()
+            if matched is None:
+                self._look_idle()
+                return False
+            self._respond(matched)
+        left = len(self._queue) > 0
+        if left:
+            self._more.set()
+        return left
+
+    def _respond(self, matched: Matched) -> None:
+        parts = self._parts
+        subject = Subject(matched.alert, parts.host, parts.judge.host_facts(), parts.judge.skew)
+        resolved: dict[str, str | None] | None = None
+        for rule, first in matched.hits:
+            hit = first
+            if not first.certain:
+                resolved = subject.resolve() if resolved is None else resolved
+                hit = rule.test(matched.alert, resolved)
+                if not hit.possible:
+                    continue
+            parts.recorder.metrics.inc("alerts_matched_total", (rule.form.rule,))
+            run = Run(matched, rule, hit.unproven, subject.retain(), run_id(matched.alert_id, rule.form.rule))
+            matched.open += 1
+            self._start(run)
+            if not rule.form.continue_:
+                break
+        subject.release()
+        self._close(matched)
+
+    # ------------------------------------------------------------ run
+
+    def _start(self, run: Run) -> None:
+        """Run it as far as it goes without waiting; the rest is its lane's."""
+        if self._advance(run, in_lane=False) is not None:
+            self._open_lane(run)
+
+    def _open_lane(self, run: Run) -> None:
+        assert run.doing is not None
+        target = run.doing.ready.target
+        self._lanes.open(target)
+        assert self._nursery is not None, "the responder takes alerts only while it is served"
+        self._nursery.start_soon(self._serve_lane, target, run)
+
+    async def _serve_lane(self, target: str, first: Run) -> None:
+        run: Run | None = first
+        try:
+            while run is not None:
+                doing = run.doing if run.doing is not None else self._advance(run, in_lane=True)
+                while doing is not None:
+                    await self._verify(run, doing)
+                    doing = self._advance(run, in_lane=True)
+                run = self._lanes.next(target)
+        except trio.Cancelled:
+            while (waiting := self._lanes.next(target)) is not None:
+                self._unstarted(waiting, Outcome(Verdict.EXPIRED, STOPPED))
+                self._end(waiting)
+            raise
+        self._look_idle()
+
+    def _advance(self, run: Run, *, in_lane: bool) -> Doing | None:
+        """Take steps until one has to be awaited (it is returned) or the run ends (None; it is closed then)."""
+        while run.index < len(run.rule.form.actions):
+            parts = self._parts
+            ready = parts.judge.prepare(run, parts.clocks.now_ns(), parts.mode())
+            if isinstance(ready, Outcome):
+                if not self._unstarted(run, ready):
+                    break
+                continue
+            if not in_lane and self._lanes.busy(ready.target):
+                if self._lanes.wait(ready.target, run):
+                    return None
+                self._unstarted(run, Outcome(Verdict.EXPIRED, "queue full: too much waits for this target"))
+                break
+            started = self._begin(run, ready)
+            if isinstance(started, Doing):
+                run.doing = started
+                return started
+            if not started:
+                break
+        self._end(run)
+        return None
+
+    def _unstarted(self, run: Run, outcome: Outcome) -> bool:
+        """An act that ends before its target was held. Whether the run goes on."""
+        act = act_id(run.id, run.index)
+        mono_ns = self._parts.clocks.mono_ns()
+        if self._repeated(run, act, None, mono_ns):
+            return False
+        self._parts.memory.remember(act, None, mono_ns)
+        self._parts.recorder.emit(run, run.index, outcome)
+        return self._next(run, outcome)
+
+    def _begin(self, run: Run, ready: Ready) -> Doing | bool:
+        """Judge and begin one act: it is under way, or it ended and the bool tells whether the run goes on."""
+        parts = self._parts
+        act = act_id(run.id, run.index)
+        key = (run.rule.form.rule, ready.target, run.index)
+        mono_ns = parts.clocks.mono_ns()
+        if self._repeated(run, act, key, mono_ns):
+            return False
+        parts.memory.remember(act, key, mono_ns)
+        outcome = parts.judge.allow(run, ready, mono_ns, parts.mode())
+        decided_ns = parts.clocks.now_ns()
+        if outcome is not None:
+            parts.recorder.emit(run, run.index, outcome, when=When(decided_ns))
+            return self._next(run, outcome)
+        slot = parts.recorder.intend(run, ready, decided_ns)
+        assert ready.action.begin is not None
+        try:
+            begun: Begun | Outcome = ready.action.begin(ready.context)
+        except ActFailed as error:
+            begun = Outcome(Verdict.FAILED, error.reason)
+        when = When(decided_ns, parts.clocks.now_ns())
+        if isinstance(begun, Begun):
+            parts.recorder.ledger.acted(slot)
+            return Doing(ready, begun, run.index, slot, key, when)
+        if begun.verdict is Verdict.FAILED:
+            parts.memory.forget(key)
+        parts.recorder.emit(run, run.index, begun, slot=slot, when=when)
+        return self._next(run, begun)
+
+    async def _verify(self, run: Run, doing: Doing) -> None:
+        """Wait until the act is seen to have worked, at most until its deadline; then record it."""
+        action, context = doing.ready.action, doing.ready.context
+        assert action.overdue is not None
+        run.doing = None
+        try:
+            with trio.move_on_after(self._parts.act_deadline_s) as scope:
+                outcome = await self._outcome(doing)
+        except trio.Cancelled:
+            self._done(run, doing, Outcome(Verdict.FAILED, "begun, but the agent stopped before it was verified"))
+            self._end(run)
+            raise
+        if scope.cancelled_caught:
+            outcome = action.overdue(context, doing.begun)
+            self._amend_later(run, doing)
+        self._done(run, doing, outcome)
+        if not self._next(run, outcome):
+            run.index = len(run.rule.form.actions)  # `_advance` ends it
+
+    async def _outcome(self, doing: Doing) -> Outcome:
+        assert doing.ready.action.verify is not None
+        try:
+            return await doing.ready.action.verify(doing.ready.context, doing.begun)
+        except ActFailed as error:
+            return Outcome(Verdict.FAILED, error.reason)
+
+    def _done(self, run: Run, doing: Doing, outcome: Outcome, *, amends: bool = False) -> None:
+        """An act that was begun ended so."""
+        verified_ns = self._parts.clocks.now_ns() if outcome.verdict is Verdict.DONE else 0
+        if outcome.verdict is Verdict.FAILED:
+            self._parts.memory.forget(doing.key)
+        when = replace(doing.when, verified_ns=verified_ns)
+        self._parts.recorder.emit(run, doing.index, outcome, slot=doing.slot, when=when, amends=amends)
+
+    def _next(self, run: Run, outcome: Outcome) -> bool:
+        """Whether the run goes on, and to which action."""
+        go_on = should_continue(run.step, outcome.is_error)
+        run.index += 1
+        return go_on
+
+    def _end(self, run: Run) -> None:
+        """Nothing more comes of this run."""
+        run.subject.release()
+        self._close(run.matched)
+
+    def _close(self, matched: Matched) -> None:
+        matched.open -= 1
+        if matched.open:
+            return
+        self._parts.recorder.ledger.settled(1, self._parts.clocks.now_ns())
+        if matched.batch is not None:
+            matched.batch.leave()
+
+    # ------------------------------------------------------------ what does not come to an act
+
+    def _repeated(self, run: Run, act: str, key: tuple[str, str, int] | None, mono_ns: int) -> bool:
+        """Whether this was done lately. The first repeat is recorded, further ones are a count told once a second."""
+        repeat = self._parts.memory.repeat(act, key, mono_ns)
+        if repeat is None:
+            return False
+        self._parts.recorder.repeated(run, repeat)
+        return True
+
+    def tell_repeats(self) -> None:
+        """Counts of repeats that nobody asked for since: called about once a second while there are any."""
+        for act, count in self._parts.memory.pending_counts(self._parts.clocks.mono_ns()):
+            self._parts.recorder.ledger.repeats(act, count)
+
+    def _expire(self, matched: Matched, reason: str = "queue full") -> None:
+        """A matched alert that will not be dealt with: recorded for each rule, counted."""
+        parts = self._parts
+        subject = Subject(matched.alert, parts.host, parts.judge.host_facts(), parts.judge.skew)
+        parts.recorder.metrics.inc("queue_dropped_total")
+        for rule, hit in matched.hits:
+            run = Run(matched, rule, hit.unproven, subject, run_id(matched.alert_id, rule.form.rule))
+            parts.recorder.emit(run, 0, Outcome(Verdict.EXPIRED, reason))
+        self._close(matched)
+
+    def _abandon(self) -> None:
+        """The agent stops: what still waits is recorded as expired."""
+        while (matched := self._queue.pop()) is not None:
+            self._expire(matched, STOPPED)
+
+    def _look_idle(self) -> None:
+        if self._rest is not None and not len(self._queue) and not len(self._lanes):
+            self._rest.set()
+
+    # ------------------------------------------------------------ amend
+
+    def _amend_later(self, run: Run, doing: Doing) -> None:
+        if self._amending >= MAX_AMENDING or self._nursery is None:
+            return
+        self._amending += 1
+        run.subject.retain()
+        self._nursery.start_soon(self._amend, run, doing)
+
+    async def _amend(self, run: Run, doing: Doing) -> None:
+        """Watch an act that missed its deadline; record once more if it works after all."""
+        try:
+            with trio.move_on_after(AMEND_SECONDS):
+                self._done(run, doing, await self._outcome(doing), amends=True)
+        finally:
+            self._amending -= 1
+            run.subject.release()

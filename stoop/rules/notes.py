@@ -1,0 +1,60 @@
+"""Collects what is wrong and what is odd, within bounds, and words hints."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from stoop.errors import Problem
+from stoop.rules.raw import Place
+
+MAX_NOTES = 500
+"""The most problems, and the most warnings, that one load tells: beyond it nobody reads on."""
+
+_GUESSABLE = 48
+"""The longest text for which a near word is looked for: the search is quadratic in its length."""
+
+
+class Notes:
+    """Problems and warnings of one load, in the order in which they were found."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+        self.warnings: list[Problem] = []
+        self.dropped = 0
+
+    def problem(self, code: str, message: str, place: Place, **more: str) -> None:
+        """Something that makes the rules unusable. `more`: rule, action, detail, hint."""
+        self._keep(self.problems, Problem(code, message, *place, **more))
+
+    def add(self, problem: Problem) -> None:
+        """The same, when it is there already."""
+        self._keep(self.problems, problem)
+
+    def warn(self, code: str, message: str, place: Place, **more: str) -> None:
+        """Something odd that is loaded nevertheless."""
+        self._keep(self.warnings, Problem(code, message, *place, warning=True, **more))
+
+    def _keep(self, where: list[Problem], problem: Problem) -> None:
+        if len(where) < MAX_NOTES:
+            where.append(problem)
+        else:
+            self.dropped += 1
+
+    @property
+    def full(self) -> bool:
+        """Whether further warnings are dropped, so that nothing dear need be worked out for them."""
+        return len(self.warnings) >= MAX_NOTES
+
+
+def shown(text: str) -> str:
+    """A text of the file in a message: quoted, control characters escaped, not too long."""
+    return repr(text if len(text) <= 80 else text[:77] + "...")
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """The known word that is most like this one, or the empty text."""
+    if len(word) > _GUESSABLE:
+        return ""
+    close = difflib.get_close_matches(word.lower(), tuple(known), n=1, cutoff=0.7)
+    return close[0] if close else ""

@@ -1,0 +1,244 @@
+"""The first document of a YAML text as a graph of nodes with their places, whatever the bytes are.
+
+libyaml's parser gives the events; composing is done here, without recursion and within bounds. What scalars mean is
+decided in `scalars`; aliases are kept as nodes of their own, so that expanding them can be counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import yaml
+
+from stoop.errors import Problem
+from stoop.rules.scalars import MERGE, short_tag
+
+MAX_FILE = 4 * 1024 * 1024
+"""The largest rules file, in bytes: a thousand rules take about half a MiB, and reading must stay a matter of seconds."""
+
+MAX_NODES = 400_000
+"""The most nodes of all files of a load, and the most that aliases may expand to: 10,000 rules have about this many."""
+
+MAX_DEPTH = 64
+"""The deepest nesting, aliases followed: rules need 8, parameters a little more; recursion must stay far from its end."""
+
+MAX_DIRECTIVES = 16
+"""The most `%` lines: libyaml's time grows with their square."""
+
+LOADER: Any = yaml.CBaseLoader if yaml.__with_libyaml__ else yaml.BaseLoader
+"""Where the events come from: the C parser is ten times faster; the other one is for where it was not built."""
+
+_DIRECTIVE = re.compile(r"(?:^|[\n\r\x85\u2028\u2029])%")
+
+
+@dataclass(slots=True, eq=False)
+class Scalar:
+    """Text. `tag` is a short one (`!!int`), empty when the meaning follows from the text; `quoted`: not a plain one."""
+
+    tag: str
+    text: str
+    quoted: bool
+    line: int
+    column: int
+
+
+@dataclass(slots=True, eq=False)
+class Listing:
+    """A YAML sequence."""
+
+    line: int
+    column: int
+    items: list[Node] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Mapping:
+    """A YAML mapping: keys and values in turn, duplicates and merge keys included."""
+
+    line: int
+    column: int
+    items: list[Node] = field(default_factory=list)
+
+    def pairs(self) -> Iterator[tuple[Node, Node]]:
+        """Key and value of each entry."""
+        return zip(self.items[::2], self.items[1::2], strict=True)
+
+
+@dataclass(slots=True, eq=False)
+class Alias:
+    """`*name`: stands for another node, which may be one that contains it."""
+
+    name: str
+    target: Scalar | Listing | Mapping
+    line: int
+    column: int
+
+
+Node: TypeAlias = Scalar | Listing | Mapping | Alias
+Content: TypeAlias = Scalar | Listing | Mapping
+
+
+@dataclass(slots=True)
+class Document:
+    """The first document of a file; `root` is None when there is none. `more`: another one follows, which is not read."""
+
+    root: Node | None
+    more: bool
+
+
+class YamlError(Exception):
+    """The text can't be read as YAML, or not within the bounds."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        super().__init__(str(problem))
+
+
+class Budget:
+    """How many nodes may still be composed or expanded, over all files of one load."""
+
+    def __init__(self, nodes: int = MAX_NODES) -> None:
+        self.left = nodes
+
+    def spend(self, count: int = 1) -> bool:
+        """Take from it; False when it is used up."""
+        self.left -= count
+        return self.left >= 0
+
+
+def compose(file: str, data: bytes, budget: Budget, loader: Any = LOADER) -> Document:
+    """The first document of `data`. `file` is what problems call it. Raises YamlError, nothing else, for any bytes."""
+    text = _text(file, data)
+    if len(_DIRECTIVE.findall(text)) > MAX_DIRECTIVES:
+        raise _too_much(file, f"more than {MAX_DIRECTIVES} lines begin with %")
+    events = yaml.parse(text, Loader=loader)
+    composer = _Composer(file, budget)
+    try:
+        for event in events:
+            if composer.take(event):
+                break
+        return Document(composer.root, _another(events))
+    except yaml.MarkedYAMLError as error:
+        raise YamlError(_syntax(file, error)) from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        # ValueError, OverflowError: the pure Python scanner on an escape beyond Unicode.
+        message = " ".join(str(error).split())[:200]
+        raise YamlError(Problem("yaml-syntax", f"not YAML: {message}", file)) from error
+
+
+def _text(file: str, data: bytes) -> str:
+    if len(data) > MAX_FILE:
+        raise _too_much(file, f"the file is larger than {MAX_FILE} bytes")
+    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
+        message = f"byte {column} of the line is not {encoding.removesuffix('-sig').upper()}"
+        raise YamlError(Problem("yaml-syntax", message, file, line, hint="save the file as UTF-8")) from error
+
+
+def _too_much(file: str, what: str) -> YamlError:
+    return YamlError(Problem("yaml-limit", what, file, hint="split it, or make it simpler"))
+
+
+def _syntax(file: str, error: yaml.MarkedYAMLError) -> Problem:
+    mark = error.problem_mark or error.context_mark
+    said = ", ".join(part for part in (error.context, error.problem) if part)
+    line, column = (mark.line + 1, mark.column + 1) if mark else (0, 0)
+    hint = _syntax_hint(said)
+    return Problem("yaml-syntax", f"not YAML: {said}", file, line, column, hint=hint)
+
+
+def _syntax_hint(said: str) -> str:
+    hints = {
+        "block scalar": "put quotes round a value that begins with > or |, such as '>=Warning'",
+        "mapping values are not allowed": "put quotes round a text that holds ': ', or mend the indentation",
+        "cannot start any token": "put quotes round a text that begins with this character; indent with spaces, not tabs",
+        "undefined alias": "define it before with &name, or put quotes round a text that begins with *",
+        "did not find expected": "check the indentation of this line and the one before, and that quotes are closed",
+    }
+    return next((hint for words, hint in hints.items() if words in said), "")
+
+
+def _another(events: Iterator[Any]) -> bool:
+    try:
+        return any(isinstance(event, yaml.DocumentStartEvent) for event in (next(events, None),))
+    except yaml.YAMLError:
+        return True  # text that can't be read follows: it is not read, as no later document is
+
+
+class _Composer:
+    """Events in, nodes out, on a stack of the open collections."""
+
+    def __init__(self, file: str, budget: Budget) -> None:
+        self.root: Node | None = None
+        self._file = file
+        self._budget = budget
+        self._open: list[Listing | Mapping] = []
+        self._anchors: dict[str, Content] = {}
+
+    def take(self, event: Any) -> bool:
+        """One event; True when the first document (or the stream) has ended."""
+        kind = type(event)
+        if kind is yaml.ScalarEvent:
+            self._add(self._scalar(event), event)
+        elif kind is yaml.MappingStartEvent or kind is yaml.SequenceStartEvent:
+            self._begin(event, Mapping if kind is yaml.MappingStartEvent else Listing)
+        elif kind is yaml.MappingEndEvent or kind is yaml.SequenceEndEvent:
+            self._open.pop()
+        elif kind is yaml.AliasEvent:
+            self._alias(event)
+        return kind is yaml.DocumentEndEvent or kind is yaml.StreamEndEvent
+
+    def _scalar(self, event: Any) -> Scalar:
+        mark = event.start_mark
+        quoted = bool(event.style)
+        tag = short_tag(event.tag)
+        if not tag and not quoted and event.value == "<<":
+            tag = MERGE
+        return Scalar(tag, event.value, quoted, mark.line + 1, mark.column + 1)
+
+    def _begin(self, event: Any, kind: type[Listing] | type[Mapping]) -> None:
+        if len(self._open) >= MAX_DEPTH:
+            raise self._limit(event, f"nested deeper than {MAX_DEPTH}")
+        node = kind(event.start_mark.line + 1, event.start_mark.column + 1)
+        self._add(node, event)
+        self._open.append(node)
+
+    def _alias(self, event: Any) -> None:
+        mark = event.start_mark
+        target = self._anchors.get(event.anchor)
+        if target is None:
+            raise YamlError(
+                Problem(
+                    "yaml-syntax",
+                    f"undefined alias *{event.anchor[:80]}",
+                    self._file,
+                    mark.line + 1,
+                    mark.column + 1,
+                    hint=_syntax_hint("undefined alias"),
+                )
+            )
+        self._put(Alias(event.anchor, target, mark.line + 1, mark.column + 1), event)
+
+    def _add(self, node: Content, event: Any) -> None:
+        if event.anchor is not None:
+            self._anchors[event.anchor] = node
+        self._put(node, event)
+
+    def _put(self, node: Node, event: Any) -> None:
+        if not self._budget.spend():
+            raise self._limit(event, f"more than {MAX_NODES} values in all rules files")
+        if self._open:
+            self._open[-1].items.append(node)
+        else:
+            self.root = node
+
+    def _limit(self, event: Any, what: str) -> YamlError:
+        mark = event.start_mark
+        return YamlError(Problem("yaml-limit", what, self._file, mark.line + 1, mark.column + 1))

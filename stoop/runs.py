@@ -1,0 +1,92 @@
+"""What `respond` works on: a matched alert, one run (alert × rule) on its way, the act that is under way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stoop.alert import Alert
+from stoop.rules import Hit, Rule
+from stoop.rules.model import ActionForm
+from stoop.spec import ActContext, Action, Begun
+from stoop.subject import Subject
+
+
+class Batch:
+    """Alerts that came together; tells once when everything that came of them is recorded."""
+
+    __slots__ = ("_open", "_settled")
+
+    def __init__(self, settled: Callable[[], None]) -> None:
+        self._settled = settled
+        self._open = 1
+
+    def enter(self) -> None:
+        """One more thing is under way."""
+        self._open += 1
+
+    def leave(self) -> None:
+        """One thing less; after the last one the batch is settled."""
+        self._open -= 1
+        if not self._open:
+            self._settled()
+
+
+@dataclass(eq=False, slots=True)
+class Matched:
+    """An alert that some rules match, waiting for its turn. `open` counts its runs, and itself until they are begun."""
+
+    alert: Alert
+    alert_id: str
+    hits: list[tuple[Rule, Hit]]
+    received_ns: int
+    batch: Batch | None
+    open: int = 1
+
+
+@dataclass(eq=False, slots=True)
+class Run:
+    """One alert × one rule on its way through the rule's actions."""
+
+    matched: Matched
+    rule: Rule
+    unproven: frozenset[str]
+    subject: Subject
+    id: str
+    index: int = 0
+    doing: Doing | None = None
+
+    @property
+    def step(self) -> ActionForm:
+        """The action whose turn it is."""
+        return self.rule.form.actions[self.index]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """An act that nothing speaks against, up to the lane being free."""
+
+    action: Action
+    context: ActContext
+    target: str  # the identity of what it acts on: its lane
+
+
+@dataclass(frozen=True, slots=True)
+class When:
+    """Of one act: when it was decided, begun and verified (CLOCK_REALTIME, ns); 0 where it did not come to that."""
+
+    decided_ns: int = 0
+    acted_ns: int = 0
+    verified_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Doing:
+    """An act that has begun and is to be verified. `key`: what `engine.Memory` remembers it by."""
+
+    ready: Ready
+    begun: Begun
+    index: int
+    slot: int
+    key: tuple[str, str, int]
+    when: When

@@ -1,0 +1,147 @@
+"""Whom an alert is about: resolved once, held while any run still needs it.
+
+The pidfd is opened first and the facts are read after it: what was read and what is signalled are the same process.
+"""
+
+from __future__ import annotations
+
+from stoop.alert import Alert
+from stoop.errors import TargetError, TargetGone, TargetRefused
+from stoop.guard import TOO_CLOSE, Claims, Proof, Skew, claims, in_container, prove, target_pid
+from stoop.spec import ContainerFacts, HeldProcess, HostFacts, NodeHost, ProcessFacts, TargetKind
+
+POD_FIELDS = ("k8s.ns.name", "k8s.pod.name", "k8s.pod.uid", "k8s.pod.id", "container.name")
+
+
+class Subject:
+    """The process and the container of one alert. Close it by as many `release` as there were `retain`."""
+
+    def __init__(self, alert: Alert, host: NodeHost, host_facts: HostFacts, skew: Skew) -> None:
+        self.alert = alert
+        self.said: Claims = claims(alert)
+        self._host = host
+        self._host_facts = host_facts
+        self._skew = skew
+        self._process: HeldProcess | None = None
+        self._container: ContainerFacts | None = None
+        self._failure: TargetError | None = None
+        self._container_failure: TargetError | None = None
+        self._holders = 1
+        self.proven_by = ""
+
+    def retain(self) -> Subject:
+        """One more run needs it."""
+        self._holders += 1
+        return self
+
+    def release(self) -> None:
+        """One run less needs it; the last one lets go of the process."""
+        self._holders -= 1
+        if not self._holders and self._process is not None:
+            self._process.close()
+            self._process = None
+
+    def process(self) -> HeldProcess:
+        """The process that the alert names, proven to be the one meant. Raises TargetGone or TargetRefused."""
+        if self._failure is not None:
+            raise self._failure
+        if self._process is None:
+            try:
+                self._process = self._hold()
+            except TargetError as error:
+                self._failure = error
+                raise
+        return self._process
+
+    @property
+    def facts(self) -> ProcessFacts | None:
+        """What the node says of the process, when it is held."""
+        return self._process.facts if self._process is not None else None
+
+    def container(self) -> ContainerFacts:
+        """The container that the alert is about: that of its process, else the one it names. Raises like `process`."""
+        if self._container_failure is not None:
+            raise self._container_failure
+        if self._container is None:
+            try:
+                self._container = self._find()
+            except TargetError as error:
+                self._container_failure = error
+                raise
+        return self._container
+
+    def resolve(self) -> dict[str, str | None]:
+        """What the node can say of fields that the alert lacks: a value, None (it has none), or no key (unknown)."""
+        try:
+            facts = self.process().facts
+        except TargetError:
+            return {}
+        if not in_container(self.said, facts, self._host_facts):
+            return dict.fromkeys((*POD_FIELDS, "container.id", "container.full_id"))
+        known: dict[str, str | None] = {}
+        if facts.container_id:
+            known |= {"container.id": facts.container_id[:12], "container.full_id": facts.container_id}
+        if facts.pod_uid:
+            known |= {"k8s.pod.uid": facts.pod_uid, "k8s.pod.id": facts.pod_uid}
+        return known
+
+    def identity(self, kind: TargetKind) -> str:
+        """The stable name of the target of an act. Raises like `process` and `container`."""
+        if kind is TargetKind.CONTAINER:
+            return self.container().identity
+        return self.process().facts.identity
+
+    def describe(self) -> dict[str, object]:
+        """What a record says of the target: facts where there are some, else what the alert claims."""
+        if self._process is not None:
+            facts = self._process.facts
+            told: dict[str, object] = {"pid": facts.pid, "start_ticks": facts.start_ticks, "comm": facts.comm}
+            told |= {"exe": facts.exe, "uid": facts.uid, "ppid": facts.ppid, "proven_by": self.proven_by}
+            if facts.container_id:
+                told["container_id"] = facts.container_id
+            if facts.pod_uid:
+                told["pod_uid"] = facts.pod_uid
+        else:
+            told = {"claimed_pid": self.alert.fields.get("proc.pid"), "claimed_container_id": self.said.container_id}
+        if self._container is not None:
+            told["container_id"] = self._container.container_id
+        if self.said.namespace:
+            told["namespace"] = self.said.namespace
+        return told
+
+    def _hold(self) -> HeldProcess:
+        process = self._host.hold(target_pid(self.alert))
+        proof = self._prove(process.facts)
+        if proof.refusal:
+            process.close()
+            raise TargetRefused(proof.refusal)
+        self.proven_by = proof.by
+        return process
+
+    def _prove(self, facts: ProcessFacts) -> Proof:
+        event_ns = self.alert.time_ns
+        coarse = prove(self.said, facts, event_ns, self._skew)
+        if not coarse.precise:
+            return coarse
+        fine = prove(self.said, self._host.precise_start(facts), event_ns, self._skew)
+        if not fine.precise:
+            return fine
+        # No start in µs to be had here (it takes CAP_NET_ADMIN): the one more match decides.
+        return coarse if coarse.by else Proof(refusal=TOO_CLOSE.format(facts.pid))
+
+    def _find(self) -> ContainerFacts:
+        claimed = self.said.container_id
+        try:
+            own = self.process().facts.container_id
+        except TargetGone:
+            own = ""  # the process ended; its container may live on
+        except TargetRefused:
+            if "proc.pid" in self.alert.fields and self.alert.fields["proc.pid"] is not None:
+                raise
+            own = ""
+        if own and claimed not in ("", "host") and not own.startswith(claimed) and not claimed.startswith(own):
+            raise TargetRefused(f"the alert names container {claimed[:12]}, its process is in {own[:12]}")
+        wanted = own or ("" if claimed == "host" else claimed)
+        if not wanted:
+            raise TargetRefused("the alert names no container, and its process is in none")
+        return self._host.find_container(wanted)
