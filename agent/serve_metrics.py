@@ -104,7 +104,9 @@ class Server:
         try:
             async with stream:
                 if self._open > MAX_CONNECTIONS:
-                    await _send(stream, _plain(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections"), "GET", False)
+                    await _send(
+                        stream, _plain(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections"), "GET", keep=False
+                    )
                 else:
                     await self._requests(stream)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -117,24 +119,90 @@ class Server:
         parser = _Parser()
         deadline = trio.current_time() + HEAD_SECONDS
         while True:
-            with trio.move_on_at(deadline):
+            with trio.move_on_at(deadline) as waiting:
                 data = await stream.receive_some(_CHUNK)
-                if not data:
+            if waiting.cancelled_caught or not data:
+                return
+            was_at_rest = parser.at_rest
+            fault = parser.feed(data)
+            for request, keep in parser.take():
+                response = await self._answer(request)
+                if not await _send(stream, response, request.method, keep) or not keep:
                     return
-                fault = parser.feed(data)
-                for request in parser.take():
-                    keep = parser.keep_alive and not fault
-                    response = await self._answer(request)
-                    if not await _send(stream, response, request.method, keep) or not keep:
-                        return
-                if fault:
-                    await _send(stream, _plain(fault, fault.phrase.lower()), "GET", False)
-                    return
-                deadline = trio.current_time() + (IDLE_SECONDS if parser.at_rest else HEAD_SECONDS)
-                continue
-            return
+            if fault is not None:
+                await _send(stream, _plain(fault, fault.phrase.lower()), "GET", keep=False)
+                return
+            if parser.at_rest:
+                deadline = trio.current_time() + IDLE_SECONDS
+            elif was_at_rest:
+                deadline = trio.current_time() + HEAD_SECONDS
 
     async def _answer(self, request: Request) -> Response:
         if request.method not in ("GET", "HEAD"):
             return _plain(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD")
         return await self._handler(request)
+
+
+def _plain(status: HTTPStatus, text: str) -> Response:
+    return Response(status, text.encode() + b"\n")
+
+
+async def _send(stream: trio.SocketStream, response: Response, method: str, keep: bool) -> bool:
+    """Send one answer; False when the peer did not take it in time."""
+    head = (
+        f"HTTP/1.1 {response.status.value} {response.status.phrase}\r\n"
+        f"Content-Type: {response.content_type}\r\n"
+        f"Content-Length: {len(response.body)}\r\n"
+        "Cache-Control: no-store\r\n"
+        + ("Allow: GET, HEAD\r\n" if response.status is HTTPStatus.METHOD_NOT_ALLOWED else "")
+        + ("" if keep else "Connection: close\r\n")
+        + "\r\n"
+    )
+    with trio.move_on_after(HEAD_SECONDS) as sending:
+        await stream.send_all(head.encode("ascii") + (b"" if method == "HEAD" else response.body))
+    return not sending.cancelled_caught
+
+
+class _Parser:
+    """Bytes → requests. httptools calls the `on_…` methods."""
+
+    def __init__(self) -> None:
+        self._parser = httptools.HttpRequestParser(self)
+        self._done: list[tuple[Request, bool]] = []
+        self._url = b""
+        self._accept: list[str] = []
+        self._taken = 0
+        self.at_rest = True
+
+    def feed(self, data: bytes) -> HTTPStatus | None:
+        """Take bytes; the status to answer when they are no request that is served here."""
+        self.at_rest = False
+        self._taken += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            return HTTPStatus.BAD_REQUEST
+        except httptools.HttpParserError:
+            return HTTPStatus.BAD_REQUEST
+        return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if self._taken > MAX_HEAD and not self.at_rest else None
+
+    def take(self) -> list[tuple[Request, bool]]:
+        """The requests completed so far, each with whether the connection may be kept."""
+        done, self._done = self._done, []
+        return done
+
+    def on_message_begin(self) -> None:
+        self._url, self._accept, self.at_rest = b"", [], False
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"accept":
+            self._accept.append(value.decode("latin-1"))
+
+    def on_message_complete(self) -> None:
+        path = self._url.split(b"?", 1)[0].decode("latin-1")
+        request = Request(self._parser.get_method().decode("ascii"), path, ", ".join(self._accept))
+        self._done.append((request, self._parser.should_keep_alive()))
+        self._taken, self.at_rest = 0, True

@@ -2,7 +2,7 @@
 
 Two ways, one result. The fast way is one msgspec Struct for what Falco and Falcosidekick really send. Whatever that
 can't take (other keys or types, nulls, keys in another case, invalid UTF-8, trailing bytes, repeated objects, deep
-nesting) goes to the tolerant way, which does what Talon does (`goform.read_alert`).
+nesting) goes to the tolerant way, which does what Talon does (`gojson.read_alert`).
 Pure: no I/O, no clock.
 """
 
@@ -14,15 +14,8 @@ import re
 import msgspec
 
 from stoop.errors import AlertError
-from stoop.goform import (
-    MAX_NESTING,
-    clean_output,
-    decimal_form,
-    read_alert,
-    read_object,
-    text_form,
-    time_ns,
-)
+from stoop.gojson import MAX_NESTING, read_alert, read_object, time_ns
+from stoop.gotext import clean_output, decimal_form, text_form
 
 __all__ = [
     "ALERT_ERROR_KINDS",
@@ -55,24 +48,20 @@ PRIORITIES = {
     "alert": 7,
     "emergency": 8,
 }
-_AS_FALCO_WRITES = {name.capitalize(): value for name, value in PRIORITIES.items()}
-
 DEFAULT_SOURCE = "syscall"  # Talon's for an alert without one (Falco before 0.30); "syscalls" stays what was sent
 
 
 class Alert(msgspec.Struct, gc=False, eq=False):
     """One alert.
 
-    `priority`: 0 (unknown), 1 (debug) to 8 (emergency); `priority_text`: as sent.
-    `source`: as sent, "syscall" when empty.
-    `tags`: the strings among the tags, in order, repeated ones kept; `sent_tags`: all of them, None when absent.
+    `priority_text`: as sent. `source`: as sent, "syscall" when empty.
+    `tags`: the strings among the tags, in order, repeated ones kept.
     `time_ns`: nanoseconds since the epoch, 0 = none; negative before 1970.
     `raw`: the alert's own bytes, perhaps with blanks around it.
-    `context`, `trace_id`: Talon keeps them when they are sent. Falco never does.
+    `context`, `trace_id`: Talon keeps them when they are sent. Falco never sends them.
     """
 
     rule: str
-    priority: int
     priority_text: str
     source: str
     hostname: str
@@ -81,14 +70,24 @@ class Alert(msgspec.Struct, gc=False, eq=False):
     time_ns: int
     raw: bytes
     held_fields: msgspec.Raw | dict[str, object]
-    sent_tags: tuple[object, ...] | None = None
+    mixed_tags: tuple[object, ...] = ()  # all tags, when not all of them are strings
     context: dict[str, object] | None = None
     trace_id: str = ""
+
+    @property
+    def priority(self) -> int:
+        """0 (unknown), 1 (debug) to 8 (emergency), in any case (talon.md 2.5)."""
+        return PRIORITIES.get(self.priority_text.lower(), 0)
 
     @property
     def output(self) -> str:
         """The output without Falco's time and priority, cut as Talon cuts it (talon.md 1.2, 11.1)."""
         return clean_output(self.sent_output)
+
+    @property
+    def sent_tags(self) -> tuple[object, ...]:
+        """All tags, also those that are not strings. Rules never match these; placeholders show them."""
+        return self.mixed_tags or self.tags
 
     @property
     def fields(self) -> dict[str, object]:
@@ -113,10 +112,13 @@ class _Wire(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     priority: str = ""
     rule: str = ""
     source: str = ""
-    tags: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    tags: tuple[str, ...] = ()
     time: str | msgspec.UnsetType = msgspec.UNSET
     uuid: str = ""
 
+
+_UNSET = msgspec.UNSET
+_BRACE = ord("{")
 
 _read_wire = msgspec.json.Decoder(_Wire).decode
 _read_object = msgspec.json.Decoder(dict[str, object]).decode
@@ -142,24 +144,22 @@ def decode(data: bytes) -> Alert:
     fields = wire.output_fields
     if (
         data.count(b'"output_fields"') > 1  # repeated ones are merged
-        or (b"\\" in data and _HIDING_ESCAPE.search(data))
-        or memoryview(fields)[0] != 0x7B
+        or (data.find(b"\\") >= 0 and _HIDING_ESCAPE.search(data))
+        or memoryview(fields)[0] != _BRACE
         or (len(fields) > _SHALLOW_SIZE and data.count(b"[") + data.count(b"{") > MAX_NESTING)
     ):
         return decode_tolerant(data)
-    time, tags, priority = wire.time, wire.tags, wire.priority
+    time = wire.time
     return Alert(
         wire.rule,
-        _AS_FALCO_WRITES.get(priority) or _priority(priority),
-        priority,
+        wire.priority,
         wire.source or DEFAULT_SOURCE,
         wire.hostname,
         wire.output,
-        () if tags is msgspec.UNSET else tags,
-        0 if time is msgspec.UNSET else _time_ns(time),
+        wire.tags,
+        0 if time is _UNSET else _time_ns(time),
         data,
         fields,
-        None if tags is msgspec.UNSET else tags,
     )
 
 
@@ -167,19 +167,18 @@ def decode_tolerant(data: bytes) -> Alert:
     """`decode` by the tolerant way alone, for at most MAX_ALERT bytes: the same result, slower. Raises AlertError."""
     sent = read_alert(data)
     text = sent.text.get
-    tags = None if sent.tags is None else tuple(sent.tags)
+    tags = tuple(tag for tag in sent.tags if isinstance(tag, str))
     return Alert(
         rule=text("rule", ""),
-        priority=_priority(text("priority", "")),
         priority_text=text("priority", ""),
-        source=text("source", "") or DEFAULT_SOURCE,
+        source=text("source") or DEFAULT_SOURCE,
         hostname=text("hostname", ""),
         sent_output=text("output", ""),
-        tags=tuple(tag for tag in tags or () if isinstance(tag, str)),
+        tags=tags,
         time_ns=sent.time_ns,
         raw=data[sent.start : sent.end],
         held_fields=sent.objects.get("output_fields", {}),
-        sent_tags=tags,
+        mixed_tags=() if len(tags) == len(sent.tags) else tuple(sent.tags),
         context=sent.objects.get("context"),
         trace_id=text("trace_id", ""),
     )
@@ -199,10 +198,6 @@ def alert_id(alert: Alert, node: str) -> str:
 _canonical = msgspec.json.Encoder(order="sorted").encode
 
 
-def _priority(text: str) -> int:
-    return PRIORITIES.get(text.lower(), 0)
-
-
 def _read_fields(raw: msgspec.Raw) -> dict[str, object]:
     """The fast way read past them and found them valid, all but their UTF-8, lone surrogates and number ranges."""
     try:
@@ -219,14 +214,14 @@ _SECONDS_KEPT = 256
 
 
 def _time_ns(text: str) -> int:
-    """`time_ns` of goform, quick for what Falco writes: YYYY-MM-DDTHH:MM:SS.nnnnnnnnnZ. Raises AlertError."""
+    """`time_ns` of gojson, quick for what Falco writes: YYYY-MM-DDTHH:MM:SS.nnnnnnnnnZ. Raises AlertError."""
     second = _seconds.get(text[:20])
     digits = text[20:29]
     if second is not None and text[29:] == "Z" and digits.isdecimal() and digits.isascii():
         return second + int(digits)
     since_epoch = time_ns(text)
-    # Not before 1970: Go's zero time, which counts as 0, then needs no care above.
-    if since_epoch > 0 and text[19] == "." and text[29:] == "Z":
+    # Only after 1970: Go's zero time, which counts as 0, then needs no care above.
+    if since_epoch > 0 and text[29:] == "Z" and text[19] == ".":
         _remember_second(text[:20], since_epoch - int(digits))
     return since_epoch
 

@@ -56,14 +56,13 @@ class Repeat(msgspec.Struct, frozen=True):
 
 
 class _Remembered:
-    __slots__ = ("act", "count", "pending", "restored", "since_ns", "told_ns")
+    __slots__ = ("act", "count", "restored", "since_ns", "told_ns")
 
     def __init__(self, act: str, mono_ns: int, restored: bool) -> None:
         self.act = act
         self.since_ns = mono_ns
         self.told_ns = mono_ns
         self.count = 0
-        self.pending = False
         self.restored = restored
 
 
@@ -79,6 +78,7 @@ class Memory:
         self.window_ns = window_ns
         self._acts: OrderedDict[str, _Remembered] = OrderedDict()
         self._targets: OrderedDict[tuple[str, str, int], _Remembered] = OrderedDict()
+        self._untold: dict[str, _Remembered] = {}
 
     def __len__(self) -> int:
         return len(self._acts)
@@ -104,7 +104,9 @@ class Memory:
         due = first or mono_ns - known.told_ns >= REPEAT_REPORT_NS
         if due:
             known.told_ns = mono_ns
-        known.pending = not due
+            self._untold.pop(known.act, None)
+        elif len(self._untold) < MAX_REMEMBERED:
+            self._untold[known.act] = known
         return Repeat(known.act, known.count, first, due)
 
     def remember(self, act: str, key: tuple[str, str, int] | None, mono_ns: int) -> None:
@@ -121,11 +123,11 @@ class Memory:
 
     def pending_counts(self, mono_ns: int) -> Iterator[tuple[str, int]]:
         """Counts of repeats that are due and were not told yet: (act, count)."""
-        for entry in self._acts.values():
-            if entry.pending and mono_ns - entry.told_ns >= REPEAT_REPORT_NS:
-                entry.pending = False
-                entry.told_ns = mono_ns
-                yield entry.act, entry.count
+        due = [entry for entry in self._untold.values() if mono_ns - entry.told_ns >= REPEAT_REPORT_NS]
+        for entry in due:
+            del self._untold[entry.act]
+            entry.told_ns = mono_ns
+            yield entry.act, entry.count
 
     def _evict(self) -> None:
         while len(self._acts) > MAX_REMEMBERED:

@@ -54,6 +54,14 @@ class Recorder:
         self._mode = mode
         self._sinks = sinks
 
+    def took(self, kind: str, count: int, delays_ns: Sequence[int]) -> None:
+        """So many alerts came in this way, so long after their events."""
+        metrics = self.metrics
+        metrics.inc("alerts_received_total", (kind,), count)
+        metrics.inc("alerts_decoded_total", (kind,), count)
+        for delay_ns in delays_ns:
+            metrics.observe("event_to_received_seconds", (), delay_ns / 1e9)
+
     def intend(self, run: Run, ready: Ready, decided_ns: int) -> int:
         """Write down that an act is about to begin; the slot it takes."""
         facts = run.subject.facts
@@ -82,7 +90,7 @@ class Recorder:
 
     def repeated(self, run: Run, repeat: Repeat) -> None:
         """An act was asked for again: the first time is recorded, later ones are a count."""
-        self.metrics.inc("acts_repeated_total")
+        self.metrics.inc("acts_repeated_total", (run.step.actionner,))
         if repeat.first:
             outcome = Outcome(Verdict.SKIPPED, f"duplicate of {repeat.original}")
             act = act_id(run.id, run.index, repeat=1)
@@ -92,7 +100,16 @@ class Recorder:
 
     def _send(self, record: Record, slot: int) -> None:
         self.ledger.put(record, slot)
-        self.metrics.acted(record)
+        metrics, timing = self.metrics, record.timing
+        metrics.inc("acts_total", (record.actionner, str(record.verdict)))
+        if timing.event_ns:
+            for step, at_ns in (
+                ("event_to_decided_seconds", timing.decided_ns),
+                ("event_to_acted_seconds", timing.acted_ns),
+                ("event_to_verified_seconds", timing.verified_ns),
+            ):
+                if at_ns:
+                    metrics.observe(step, (), (at_ns - timing.event_ns) / 1e9)
         for sink in self._sinks:
             sink(record)
 

@@ -134,7 +134,7 @@ class Responder:
         parts.recorder.ledger.settled(len(alerts) - pending, received_ns)
         if pending:
             self._drain()
-        parts.recorder.metrics.received(kind, len(alerts), delays)
+        parts.recorder.took(kind, len(alerts), delays)
         if batch is not None:
             batch.leave()
 

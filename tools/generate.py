@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from stoop import config, metrics
 from stoop.catalogue import CATALOGUE
 from tools import reference, rules_schema
 
@@ -23,6 +24,8 @@ Generator = Callable[[], Mapping[str, str]]
 GENERATORS: tuple[Generator, ...] = (
     lambda: reference.pages(CATALOGUE),
     lambda: rules_schema.pages(CATALOGUE),
+    lambda: {"docs/reference/metrics.md": metrics.reference()},
+    lambda: {"docs/configuration.md": config.reference()},
 )
 
 

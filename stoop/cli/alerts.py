@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 
 import msgspec
 
@@ -58,7 +57,3 @@ def at_now(alert: bytes) -> bytes:
                 fields[name] = now_ns
     return json.dumps(value, separators=(",", ":")).encode()
 
-
-def numbered(alerts: list[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Each alert with its number from 1, as messages name it."""
-    return enumerate(alerts, 1)

@@ -6,12 +6,13 @@ import os
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
 from stoop import control
-from stoop.cli import FINE, children
+from stoop.cli import children
 from stoop.cli.options import ConfigOption, RulesOption, config_path, load_config
 from stoop.cli.records import record_line
 from stoop.cli.screen import err, out, text
@@ -70,7 +71,8 @@ def wait_ready(stdout: IO[bytes], agent: subprocess.Popen[bytes], limit_s: float
     buffer = b""
     waiting = select.poll()
     waiting.register(stdout.fileno(), select.POLLIN)
-    while waiting.poll(None if limit_s is None else limit_s * 1000):
+    until = None if limit_s is None else time.monotonic() + limit_s
+    while waiting.poll(None if until is None else max(0.0, until - time.monotonic()) * 1000):
         data = os.read(stdout.fileno(), 4096)
         if not data:
             return False

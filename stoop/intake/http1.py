@@ -1,7 +1,8 @@
 """HTTP/1.1 as senders of alerts speak it (RFC 9112), on top of httptools: pure, no socket.
 
 POST on any path is one alert: the first JSON value of the body, as in Talon. `Content-Type: application/x-ndjson` or
-`Transfer-Encoding: chunked` is a stream, one alert a line, taken as it arrives; its answer comes at its end.
+`Transfer-Encoding: chunked` is a stream, one alert a line, taken as it arrives; its answer comes at its end. A stream
+may be a PUT as well: that is what `curl -T .` sends.
 
 | what | answer |
 |---|---|
@@ -133,7 +134,7 @@ class HttpTalk:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._over = self._haul.closing = True  # `Upgrade` and CONNECT: answered already, what follows is not HTTP
+            pass  # refused in on_headers_complete
         except httptools.HttpParserError as error:
             self._fail(400, AlertError(f"not HTTP/1.1: {error}", "protocol"))
         self._watch_header(len(data))
@@ -186,8 +187,10 @@ class HttpTalk:
             self._fail_header()
         elif self._admit is not None and not self._admit(headers.get(_AUTHORIZATION, b"")):
             self._fail(401, AlertError("no token, or not the right one", "unauthenticated"))
-        elif self._parser.get_method() != b"POST":
+        elif (method := self._parser.get_method()) != b"POST" and not (stream and method == b"PUT"):
             self._fail(400, AlertError("alerts are sent with POST", "protocol"))
+        elif self._parser.should_upgrade():  # httptools would leave the body out
+            self._fail(400, AlertError("another protocol was asked for; only HTTP/1.1 is spoken here", "protocol"))
         elif not stream and int(headers.get(_LENGTH, b"0")) > self._limits.alert_bytes:
             self._fail(413, AlertError(f"the body is larger than {self._limits.alert_bytes} bytes", "too large"))
         else:
@@ -211,7 +214,7 @@ class HttpTalk:
         self._moved = True
         self._trusted = True
         error = self._finish_alert() if self._request.lines is None else self._finish_stream()
-        self._reply(error, keep=self._parser.should_keep_alive() and not self._parser.should_upgrade())
+        self._reply(error, keep=self._parser.should_keep_alive())
         self._request = _Request()
 
     # ---------------------------------------------------------------- the end of a request

@@ -123,9 +123,7 @@ def _own_output(rule: str, step: RawAction, base: RawAction, notes: Notes) -> Ra
     return step.output
 
 
-def _inherited(
-    rule: str, step: RawAction, own: RawParameters, base: RawParameters, notes: Notes
-) -> RawParameters:
+def _inherited(rule: str, step: RawAction, own: RawParameters, base: RawParameters, notes: Notes) -> RawParameters:
     """Own scalars win; lists: the inherited items, then the own ones; maps: merged, the own entry wins."""
     result = own.copy()
     for name, value in base.values.items():

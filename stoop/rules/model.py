@@ -5,7 +5,7 @@ The helper process loads and checks; the reflex gets these forms over a socket, 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -34,17 +34,15 @@ ANY_PRIORITY = (1 << (len(PRIORITIES) + 1)) - 1
 """The mask that takes every priority, the unknown one included."""
 
 
-class Condition(msgspec.Struct, frozen=True, array_like=True):
-    """One `key=value` or `key!=value` of an `output_fields` entry. Any of `values` counts as the value."""
+class Condition(NamedTuple):
+    """One `key=value` or `key!=value` of an `output_fields` entry. Any of `values` counts as the value.
+
+    A plain tuple, because it is looked at for each alert.
+    """
 
     key: str
     negated: bool
     values: tuple[str, ...]
-
-    @property
-    def resolvable(self) -> bool:
-        """Whether the node can tell this field when the alert does not."""
-        return self.key in RESOLVABLE
 
 
 class MatchForm(msgspec.Struct, frozen=True):

@@ -1,0 +1,194 @@
+"""`stoop-agent`: the order in which the parts start and stop, and nothing else.
+
+start: state directory, journal → helper, control → rules → responder → intakes → `ready`
+stop:  intakes → what is under way, until the grace period ends → responder → control, helper → journal
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import trio
+
+from agent.control import ControlServer
+from agent.reflex import Reflex
+from stoop import config as configuration
+from stoop.config import DEFAULT_PATH, Config
+from stoop.errors import StoopError, UserError
+from stoop.intake.file import FileIntake
+from stoop.intake.http import HttpIntake
+from stoop.intake.stdin import StdinIntake
+from stoop.intake.unix import UnixIntake
+from stoop.journal import Journal
+
+GRACE_SECONDS = 8.0
+"""What is under way at SIGTERM may finish so long: below the 10 s that `docker stop` gives, far below a pod's 30."""
+
+FIRST_RULES_SECONDS = 30.0
+"""The helper starts and checks the rules within 0.5 s; 10,000 rules take some seconds."""
+
+TICK_SECONDS = 1.0
+"""How often the reflex looks at what has no event of its own: counts of repeats, the clock."""
+
+WATCHDOG_SECONDS = 30.0
+"""A loop that does not come round for so long is stuck: its stacks are dumped and the program ends, to be restarted."""
+
+WATCHDOG_TICKS = 5
+"""Ticks between two assurances to the watchdog: it costs a thread each time."""
+
+SWITCH_INTERVAL = 0.0002
+"""Seconds after which the journal's thread gives up the interpreter when the loop wants it (Python's default is 5 ms)."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the agent in the foreground until SIGTERM. Returns 0, or 2 for what a person has to mend."""
+    arguments = _arguments(sys.argv[1:] if argv is None else argv)
+    try:
+        config = load_config(arguments.config, arguments.rules, os.environ)
+        for warning in config.warnings:
+            print(f"stoop-agent: {warning}", file=sys.stderr)  # noqa: T201 - there is no log before the helper
+        run(config)
+    except* UserError as group:
+        for error in _flat(group):
+            print(f"stoop-agent: {error}", file=sys.stderr)  # noqa: T201 - the program ends with it
+        return 2
+    return 0
+
+
+def _flat(group: BaseExceptionGroup[StoopError]) -> list[StoopError]:
+    found: list[StoopError] = []
+    for error in group.exceptions:
+        found += _flat(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="stoop-agent", description="Stoop's agent: acts on this node for Falco.")
+    parser.add_argument("-c", "--config", metavar="FILE", help=f"stoop.yaml (default: {DEFAULT_PATH} if it is there)")
+    parser.add_argument(
+        "-r", "--rules", metavar="FILE", action="append", help="rules file, repeatable; replaces rules_files"
+    )
+    return parser.parse_args(argv)
+
+
+def load_config(path: str | None, rules: Sequence[str] | None, environ: Any) -> Config:
+    """The configuration of this process: flags before environment before file before defaults."""
+    if path is None:
+        path = environ.get("STOOP_CONFIG") or (DEFAULT_PATH if os.path.exists(DEFAULT_PATH) else None)
+    return configuration.load(
+        path,
+        environ,
+        is_root=os.geteuid() == 0,
+        hostname=socket.gethostname(),
+        uid=os.geteuid(),
+        overrides={"rules_files": rules} if rules else None,
+    )
+
+
+def run(config: Config) -> None:
+    """Open the journal, run the loop, close the journal."""
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    warned: list[tuple[str, dict[str, object]]] = []
+    journal = Journal.of(config, lambda event, **fields: warned.append((event, fields)))
+    recovery = journal.open()
+    try:
+        reflex = Reflex(config, journal)
+        journal.say = reflex.warn
+        for event, fields in warned:
+            reflex.warn(event, **fields)
+        reflex.recover(recovery)
+        trio.run(live, reflex)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        journal.close()
+
+
+async def live(reflex: Reflex) -> None:
+    """Start everything in order, say `ready`, wait for the end, stop in reverse."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async with trio.open_nursery() as base:
+            base.start_soon(reflex.link.serve, reflex.greet)
+            control = ControlServer(reflex.config.control.path, reflex.answer, reflex.followers)
+            await base.start(control.serve)
+            await _first_rules(reflex)
+            await base.start(reflex.responder.serve)
+            base.start_soon(_tick, reflex)
+            if reflex.config.watch_rules:
+                base.start_soon(reflex.rule_files.watch, reflex.rules_changed, reflex.warn)
+            async with trio.open_nursery() as intakes:
+                for name, serve in _intakes(reflex):
+                    reflex.bound[name] = _shown(await intakes.start(serve))
+                reflex.settle_memory()
+                reflex.say("info", "ready", intakes=reflex.bound, mode=str(reflex.mode()))
+                print("ready", flush=True)  # noqa: T201 - the contract with whoever started it
+                await _until_told(signals, reflex)
+                reflex.stopping = True
+                intakes.cancel_scope.cancel()
+            with trio.move_on_after(GRACE_SECONDS) as grace:
+                await reflex.responder.idle()
+            reflex.say("info", "stopping", unfinished=grace.cancelled_caught)
+            base.cancel_scope.cancel()
+
+
+async def _first_rules(reflex: Reflex) -> None:
+    reflex.rulebook.offer(reflex.rule_files.read())
+    with trio.move_on_after(FIRST_RULES_SECONDS) as patience:
+        await reflex.rulebook.first()
+    if patience.cancelled_caught:
+        raise UserError(
+            f"the helper did not check the rules within {FIRST_RULES_SECONDS:g} s",
+            hint="run `stoop rules check` to see whether they can be loaded",
+        )
+
+
+def _intakes(reflex: Reflex) -> list[tuple[str, Callable[..., Awaitable[Any]]]]:
+    intake, desk = reflex.config.intake, reflex.desk
+    found: list[tuple[str, Callable[..., Awaitable[Any]]]] = []
+    if intake.unix is not None:
+        found.append(("unix", UnixIntake(intake.unix.path, intake.unix.mode, intake.unix.allow_uids, desk).serve))
+    if intake.http is not None:
+        http = intake.http
+        found.append(("http", HttpIntake(http.address, http.port, http.token_file or None, http.insecure, desk).serve))
+    if intake.file is not None:
+        found.append(("file", FileIntake(intake.file.path, reflex.journal, desk).serve))
+    if intake.stdin:
+        found.append(("stdin", StdinIntake(0, desk).serve))
+    return found
+
+
+def _shown(bound: object) -> str:
+    """Where an intake listens, as `status` shows it: a path or address:port."""
+    if isinstance(bound, tuple):
+        address, port = bound
+        return f"[{address}]:{port}" if ":" in str(address) else f"{address}:{port}"
+    return str(bound)
+
+
+async def _until_told(signals: Any, reflex: Reflex) -> None:
+    async for number in signals:
+        if number != signal.SIGHUP:
+            reflex.say("info", "told to stop", signal=signal.Signals(number).name)
+            return
+        reflex.reload()
+
+
+async def _tick(reflex: Reflex) -> None:
+    """What has no event of its own. The watchdog ends the program when this loop no longer comes round."""
+    ticks = 0
+    while True:
+        if ticks % WATCHDOG_TICKS == 0:
+            faulthandler.dump_traceback_later(WATCHDOG_SECONDS, exit=True)
+        ticks += 1
+        reflex.tick()
+        await trio.sleep(TICK_SECONDS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""The reflex's end of the socket to its helper: starts it, speaks frames, starts it again when it ends.
+
+Nothing here waits for the helper. What it does not take in time is dropped, oldest kind of loss first (log lines, whose
+records are in the journal), counted, and told when it takes frames again.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable
+
+import trio
+
+from stoop.wire import AnyMessage, FrameReader, WireError, encode
+
+MAX_BACKLOG = 8 * 1024 * 1024
+"""Bytes that may wait for a helper that does not read: some thousand records. What comes then is dropped."""
+
+READ_BYTES = 16 * 1024
+"""One read: about ten rules, so that taking them never holds up an alert."""
+
+RESTART_SECONDS = (0.1, 0.5, 2.0, 10.0, 30.0)
+"""Pause before the helper is started again; the last one stays. Its death costs no act, so there is no hurry."""
+
+LIVED_SECONDS = 60.0
+"""A helper that lived so long starts the pauses anew."""
+
+GOODBYE_SECONDS = 2.0
+"""What the helper gets to write its last lines when the agent ends."""
+
+
+class Link:
+    """One helper at a time. `handle` gets each message; `started` is called with its pid, and with 0 when it ended."""
+
+    def __init__(self, handle: Callable[[AnyMessage], None], started: Callable[[int], None]) -> None:
+        self._handle = handle
+        self._started = started
+        self._socket: socket.socket | None = None
+        self._backlog: deque[bytes] = deque()
+        self._waiting = 0
+        self._writable = trio.Event()
+        self.dropped = 0
+        self.restarts = -1
+        self.pid = 0
+
+    def send(self, message: AnyMessage) -> bool:
+        """Send without waiting; False when it was dropped."""
+        frame = encode(message)
+        if self._waiting + len(frame) > MAX_BACKLOG:
+            self.dropped += 1
+            return False
+        if self._socket is not None and not self._backlog:
+            try:
+                sent = self._socket.send(frame)
+            except BlockingIOError:
+                sent = 0
+            except OSError:  # it has just ended: the rest waits for the next one
+                sent = 0
+            if sent == len(frame):
+                return True
+            frame = frame[sent:] if sent else frame
+        self._backlog.append(frame)
+        self._waiting += len(frame)
+        self._writable.set()
+        return True
+
+    async def serve(self, greet: Callable[[], None]) -> None:
+        """Keep a helper running until cancelled. `greet` is called for each new one, before anything else is sent."""
+        pauses = iter(RESTART_SECONDS)
+        pause = 0.0
+        while True:
+            self.restarts += 1
+            begun = trio.current_time()
+            await self._live(greet)
+            if trio.current_time() - begun > LIVED_SECONDS:
+                pauses = iter(RESTART_SECONDS)
+            pause = next(pauses, RESTART_SECONDS[-1] if pause else RESTART_SECONDS[0])
+            await trio.sleep(pause)
+
+    async def _live(self, greet: Callable[[], None]) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours.setblocking(False)
+        with ours:
+            with theirs:
+                process = await trio.to_thread.run_sync(_spawn, theirs.fileno())
+            self.pid = process.pid
+            self._started(process.pid)
+            self._forget_backlog()
+            self._socket = ours
+            greet()
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write, ours)
+                    await self._read(ours)
+                    nursery.cancel_scope.cancel()
+            finally:
+                self._socket = None
+                self.pid = 0
+                self._started(0)
+                ours.close()
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(_reap, process)
+
+    def _forget_backlog(self) -> None:
+        """What waited for the last helper is half a frame, or about rules that the next one gets anew."""
+        self.dropped += len(self._backlog)
+        self._backlog.clear()
+        self._waiting = 0
+
+    async def _read(self, ours: socket.socket) -> None:
+        reader = FrameReader()
+        while True:
+            await trio.lowlevel.wait_readable(ours)
+            try:
+                data = ours.recv(READ_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError:
+                return
+            if not data:
+                return
+            try:
+                for message in reader.feed(data):
+                    self._handle(message)
+                    await trio.lowlevel.checkpoint()
+            except WireError:
+                return  # not our helper any more: it is ended, and another one started
+
+    async def _write(self, ours: socket.socket) -> None:
+        while True:
+            if not self._backlog:
+                self._writable = trio.Event()
+                await self._writable.wait()
+                continue
+            await trio.lowlevel.wait_writable(ours)
+            frame = self._backlog[0]
+            try:
+                sent = ours.send(frame)
+            except BlockingIOError:
+                continue
+            except OSError:
+                return
+            self._waiting -= sent
+            if sent == len(frame):
+                self._backlog.popleft()
+            else:
+                self._backlog[0] = frame[sent:]
+
+
+def _spawn(fd: int) -> subprocess.Popen[bytes]:
+    """In a thread: fork and exec take about a millisecond."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "agent.helper", str(fd)],
+        pass_fds=(fd,),
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    """In a thread: the helper ends by itself when its socket closes; one that does not is ended."""
+    try:
+        process.wait(GOODBYE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

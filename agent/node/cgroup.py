@@ -1,0 +1,260 @@
+"""The mounted cgroup hierarchies: find a container's directory, list, freeze and kill what is in it.
+
+Sources: Documentation/admin-guide/cgroup-v2.rst (`cgroup.kill`, `cgroup.freeze`, `cgroup.events`) and
+cgroup-v1/freezer-subsystem.rst of the kernel. Three layouts: v2 alone, mounted at the root; v1; hybrid, v2 at `unified`
+beside v1. Directories are absolute paths. Nothing here trusts a path that a process told of itself before it is found.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from agent.node.container_id import Place, locate
+from agent.node.procfs import read_list
+from stoop.errors import ActFailed, TargetGone, TargetRefused
+
+MAX_DIRECTORIES = 20_000
+"""Directories looked through in search of a container: a full node has some hundred."""
+
+MAX_DEPTH = 24
+"""Levels below the root that are looked at: pods lie at most 5 deep, nested nodes (kind) at most 10."""
+
+MAX_INSIDE = 1024
+"""Directories looked through inside one container: only a node that is a container itself (kind) has others in it, and
+a container must not be able to hide the others by making very many."""
+
+MAX_NESTED = 4096
+"""Directories inside one container whose members are listed. With more it counts as not empty where only a list tells."""
+
+V2 = "v2"
+FREEZER = "freezer"
+"""Names of the two hierarchies that are used; v1's by its controller."""
+
+FREEZE_WAIT_NS = 5_000_000
+"""How long a freeze may take: 0.1 ms usually (measured); what hangs in the kernel would keep us waiting for ever."""
+
+_EAGER_READS = 20
+# Read so often before pausing between reads: most freezes are complete by then.
+
+_PAUSE_MS = 1
+
+
+class Found(NamedTuple):
+    """A container's own directory in one hierarchy."""
+
+    directory: str
+    container_id: str
+    pod_uid: str
+
+
+class Cgroups:
+    """The hierarchies that are mounted under `root`. "" for what is not there."""
+
+    def __init__(self, root: str) -> None:
+        unified = (root, f"{root}/unified")
+        self.v2 = next((path for path in unified if os.path.exists(f"{path}/cgroup.controllers")), "")
+        freezer = f"{root}/freezer"
+        self.freezer = freezer if os.path.exists(f"{freezer}/cgroup.procs") else ""
+
+    # ------------------------------------------------------------ finding
+
+    def directories(self, paths: dict[str, str]) -> tuple[str, str]:
+        """(v2, freezer) directories of these paths (keys: `V2`, `FREEZER`); "" where there is none such.
+
+        A path of /proc/PID/cgroup is relative to our cgroup namespace, which need not be what is mounted here: it
+        counts only if it leads to a directory.
+        """
+        mounts = ((self.v2, paths.get(V2, "")), (self.freezer, paths.get(FREEZER, "")))
+        v2, freezer = (_existing(mount, path) for mount, path in mounts)
+        return v2, freezer
+
+    def find(self, container_id: str) -> tuple[Found | None, Found | None]:
+        """(v2, freezer) directories of the container whose id begins so. Raises TargetRefused when there are two."""
+        return _find_below(self.v2, container_id), _find_below(self.freezer, container_id)
+
+    # ------------------------------------------------------------ members
+
+    def members(self, directory: str) -> list[int]:
+        """Processes in this cgroup and all below it, within MAX_NESTED; [] when it is gone."""
+        found: list[int] = []
+        for nested in _nested(directory):
+            try:
+                found += read_list(f"{nested}/cgroup.procs")
+            except OSError as error:
+                if not _gone_or_threaded(error):
+                    raise
+        return [pid for pid in found if pid > 0]  # 0: a process that our pid namespace has no number for
+
+    def is_empty(self, directory: str) -> bool:
+        """Whether no living process is in this cgroup and below, read now."""
+        events = _read(f"{directory}/cgroup.events")
+        if events:
+            return "populated 0" in events
+        return len(_nested(directory)) < MAX_NESTED and not self.members(directory)
+
+    # ------------------------------------------------------------ acting
+
+    def kill(self, directory: str) -> bool:
+        """SIGKILL all in a v2 cgroup and below at once; False where the kernel (before 5.14) has no `cgroup.kill`."""
+        try:
+            _write(f"{directory}/cgroup.kill", "1")
+        except FileNotFoundError:
+            if not os.path.exists(directory):
+                raise TargetGone("its cgroup is gone") from None
+            return False
+        except OSError as error:
+            if error.errno == _EOPNOTSUPP:  # a threaded cgroup
+                return False
+            raise _failed("kill", directory, error) from error
+        return True
+
+    def freeze_v2(self, directory: str, frozen: bool) -> bool:
+        """Freeze or thaw a v2 cgroup and all below; True when this changed it. Raises ActFailed."""
+        return _switch(f"{directory}/cgroup.freeze", f"{directory}/cgroup.events", _V2_WORDS[frozen])
+
+    def freeze_v1(self, directory: str, frozen: bool) -> bool:
+        """The same for a v1 freezer cgroup."""
+        file = f"{directory}/freezer.state"
+        return _switch(file, file, _V1_WORDS[frozen])
+
+
+def own_paths(cgroups: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """Of a process's cgroups: the path of its container in v2 and in the freezer hierarchy (V2, FREEZER)."""
+    found = {}
+    for controllers, path in cgroups:
+        place = locate(path)
+        if place.directory and controllers == "":
+            found[V2] = place.directory
+        elif place.directory and FREEZER in controllers.split(","):
+            found[FREEZER] = place.directory
+    return found
+
+
+def _existing(mount: str, path: str) -> str:
+    directory = mount + path
+    known = mount and path and "/.." not in path and os.path.exists(f"{directory}/cgroup.procs")
+    return directory if known else ""
+
+
+def _find_below(mount: str, container_id: str) -> Found | None:
+    found: Found | None = None
+    for path, place in _walk(mount):
+        # Deeper than the container's own directory: the container's business.
+        if place.directory != path or not place.container_id.startswith(container_id):
+            continue
+        if found is not None:
+            raise TargetRefused(f"two cgroups are container {container_id[:12]}: {found.directory}, {mount}{path}")
+        found = Found(mount + path, place.container_id, place.pod_uid)
+    return found
+
+
+def _walk(mount: str) -> Iterator[tuple[str, Place]]:
+    """(path below the mount, what it tells) of every directory, within bounds."""
+    waiting = [("", 0)] if mount else []
+    inside: Counter[str] = Counter()
+    for path, depth in waiting:  # grows while it is walked
+        place = locate(path)
+        yield path, place
+        if place.directory and place.directory != path:
+            inside[place.directory] += 1
+        if depth < MAX_DEPTH and inside[place.directory] <= MAX_INSIDE:
+            waiting += [(f"{path}/{name}", depth + 1) for name in _below(mount + path)]
+        if len(waiting) > MAX_DIRECTORIES:
+            raise TargetRefused(f"{mount} has more than {MAX_DIRECTORIES} cgroups: not searched to the end")
+
+
+class _Words(NamedTuple):
+    """What to write, how the switch reads when that was done already, and what is seen once it took effect."""
+
+    write: str
+    done: tuple[str, ...]
+    sign: str
+
+
+_V2_WORDS = {True: _Words("1", ("1",), "frozen 1"), False: _Words("0", ("0",), "frozen 0")}
+_V1_WORDS = {
+    True: _Words("FROZEN", ("FROZEN", "FREEZING"), "FROZEN"),
+    False: _Words("THAWED", ("THAWED",), "THAWED"),
+}
+_EOPNOTSUPP = 95
+
+
+def _switch(switch: str, sign: str, words: _Words) -> bool:
+    """Turn a freezer's switch and wait, within bounds, until it took effect."""
+    before = _read(switch).strip()
+    if not before or before in words.done:
+        return False
+    try:
+        _write(switch, words.write)
+    except OSError as error:
+        raise _failed("freeze", switch, error) from error
+    _await_sign(sign, words.sign)
+    return True
+
+
+def _await_sign(file: str, sign: str) -> None:
+    """Wait until the file says so, within FREEZE_WAIT_NS. What is gone says nothing more."""
+    pause = select.poll()
+    until = time.monotonic_ns() + FREEZE_WAIT_NS
+    reads = 0
+    while (said := _read(file)) and sign not in said and time.monotonic_ns() < until:
+        reads += 1
+        if reads > _EAGER_READS:
+            pause.poll(_PAUSE_MS)
+
+
+def _below(directory: str) -> list[str]:
+    """Names of the cgroups directly in this one; [] when it is gone."""
+    try:
+        # A cgroup directory has 2 links and one more for each below: most have none, and need not be listed.
+        if os.stat(directory).st_nlink <= 2:
+            return []
+        with os.scandir(directory) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError as error:
+        if _gone_or_threaded(error):
+            return []
+        raise
+
+
+def _nested(directory: str) -> list[str]:
+    """A cgroup and all below it."""
+    found = [directory]
+    for parent in found:  # grows while it is walked
+        found += [f"{parent}/{name}" for name in _below(parent)]
+        if len(found) >= MAX_NESTED:
+            break
+    return found[:MAX_NESTED]
+
+
+def _gone_or_threaded(error: OSError) -> bool:
+    """ENOENT and ENODEV: removed meanwhile. EOPNOTSUPP: in a threaded cgroup; its domain above lists the processes."""
+    return error.errno in (2, 19, _EOPNOTSUPP)
+
+
+def _read(path: str) -> str:
+    """A small control file, "" when it is gone."""
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read()
+    except OSError as error:
+        if _gone_or_threaded(error):
+            return ""
+        raise
+
+
+def _write(path: str, value: str) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(file, value.encode())
+    finally:
+        os.close(file)
+
+
+def _failed(what: str, path: str, error: OSError) -> ActFailed:
+    return ActFailed(f"{what}: {path}: {error.strerror}")

@@ -1,0 +1,314 @@
+"""The reflex: root's rights, no network but its intakes, nothing slow. One object that holds the parts together.
+
+What is started when is `agent/app.py`'s; what each part does is its own. This is the wiring, and what a person can ask.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from agent.control import Followers
+from agent.front import Front
+from agent.link import Link
+from agent.node.host import LinuxHost
+from agent.own import Own
+from agent.rulebook import Rulebook
+from stoop import __version__, guard
+from stoop.catalogue import CATALOGUE
+from stoop.config import Config, PidNamespace
+from stoop.control import EVERY_RULE, AnyRequest, Arm, ControlError, Reload, SetMode, Status
+from stoop.engine import Memory
+from stoop.intake.sink import Desk
+from stoop.journal import Journal, Recovery
+from stoop.judge import Judge
+from stoop.metrics import Metrics
+from stoop.recorder import Recorder
+from stoop.respond import Parts, Responder
+from stoop.rulefiles import RuleFiles
+from stoop.spec import Mode, Record
+from stoop.switches import Switches
+from stoop.wire import AnyMessage, Hello, LogLine, Recorded, Serving, SnapshotAsk, SnapshotReply
+
+
+class SystemClocks:
+    """CLOCK_REALTIME and CLOCK_MONOTONIC (clock_gettime(2))."""
+
+    now_ns = staticmethod(time.time_ns)
+    mono_ns = staticmethod(time.monotonic_ns)
+
+
+class Reflex:
+    """Everything of the fast path, wired. The constructor opens nothing and starts nothing."""
+
+    def __init__(self, config: Config, journal: Journal) -> None:
+        self.config = config
+        self.clocks = SystemClocks()
+        self.started_mono_ns = self.clocks.mono_ns()
+        self.metrics = Metrics()
+        self.followers = Followers()
+        self.journal = journal
+        self.recovery: Recovery | None = None
+        self.link = Link(self._from_helper, self._helper_started)
+        self.host = LinuxHost()
+        self.own = Own(self.host, self.host.boot_id)
+        self.switches = Switches(Path(config.state_dir), config.mode, self.warn)
+        self.switches.load()
+        self.keeps = guard.Guard(_policy(config), self._limits(config), guard.Skew())
+        self.judge = Judge(
+            host=self.host,
+            host_facts=lambda: self.own.facts,
+            catalogue=CATALOGUE,
+            keeps=self.keeps,
+            disarmed=self._rule_disarmed,
+        )
+        recorder = Recorder(journal, self.metrics, self.mode, (self.followers.put, self._tell_helper))
+        self.memory = Memory(config.guard.dedup_window_ns)
+        self.responder = Responder(
+            Parts(
+                node=config.node_name,
+                host=self.host,
+                judge=self.judge,
+                memory=self.memory,
+                recorder=recorder,
+                clocks=self.clocks,
+                mode=self.mode,
+                act_deadline_s=config.guard.act_deadline_ns / 1e9,
+            )
+        )
+        self.front = Front(self.responder, self.metrics, self.own, self.say, self.clocks.mono_ns)
+        self.front.show_all = config.print_all_events
+        self.desk = Desk(self.front, self.clocks.now_ns, self.warn)
+        self.rulebook = Rulebook(self.link.send, self.responder.use, self.say, self.metrics, self.clocks.now_ns)
+        self.rule_files = RuleFiles(config.rules_files)
+        self.bound: dict[str, str] = {}
+        self.serving: Serving | None = None
+        self.stopping = False
+
+    # ------------------------------------------------------------ words
+
+    def say(self, level: str, event: str, **fields: Any) -> None:
+        """A log line: a constant message and keys. The helper writes it; nothing here waits for a terminal."""
+        self.link.send(LogLine(level, event, self.clocks.now_ns(), fields))
+
+    def warn(self, event: str, **fields: object) -> None:
+        """A log line that somebody should read."""
+        self.say("warning", event, **fields)
+
+    def mode(self) -> Mode:
+        """The mode in force now."""
+        return self.switches.mode(self.clocks.now_ns())
+
+    def _tell_helper(self, record: Record) -> None:
+        self.link.send(Recorded(record))
+
+    # ------------------------------------------------------------ start
+
+    def recover(self, recovery: Recovery) -> None:
+        """What an earlier life left: never done twice, and said."""
+        self.recovery = recovery
+        self.memory.restore(recovery.recent_acts, self.clocks.mono_ns())
+        for record in recovery.records():
+            self.journal.put(record, -1)
+            self.say("error", "an act was under way when the agent last ended", **record.public())
+        if recovery.window is not None:
+            window = recovery.window
+            self.say(
+                "error",
+                "the agent ended without stopping: alerts may be lost",
+                at_most=window.at_most,
+                from_ns=window.from_ns,
+                to_ns=window.to_ns,
+            )
+
+    def settle_memory(self) -> None:
+        """After the start: what is there now stays, so the collector need not look at it again, ever."""
+        gc.collect()
+        gc.freeze()
+
+    def greet(self) -> None:
+        """The first frames to a new helper."""
+        metrics = self.config.metrics
+        self.link.send(
+            Hello(
+                self.config.node_name,
+                metrics.address if metrics is not None else "",
+                metrics.port if metrics is not None else 0,
+                str(self.config.log_format),
+                __version__,
+            )
+        )
+        self.rulebook.ask_again()
+
+    def _limits(self, config: Config) -> guard.Limits:
+        return guard.Limits(_policy(config), self.switches.disarmed)
+
+    def _rule_disarmed(self, rule: str, reason: str) -> None:
+        if self.switches.disarmed.get(rule) == reason:
+            return
+        self.switches.disarm(rule, reason)
+        self.say("critical", "a rule disarmed itself", rule=rule, reason=reason, hint="look, then `stoop arm`")
+
+    # ------------------------------------------------------------ the helper
+
+    def _helper_started(self, pid: int) -> None:
+        self.own.helper(pid)
+        if not pid:
+            self.serving = None
+
+    def _from_helper(self, message: AnyMessage) -> None:
+        if self.rulebook.take(message):
+            return
+        if isinstance(message, SnapshotAsk):
+            ready, detail = self.ready()
+            self.link.send(SnapshotReply(message.id, self.samples(), ready, detail))
+        elif isinstance(message, Serving):
+            self.serving = message
+            if message.error:
+                self.warn("metrics and health are not served", error=message.error)
+
+    def ready(self) -> tuple[bool, dict[str, Any]]:
+        """Whether the agent can do its work, and in detail."""
+        rules = self.rulebook.in_force
+        waiting = sorted(set(self.wanted()) - set(self.bound))
+        detail: dict[str, Any] = {
+            "rules": {"count": rules.count, "digest": rules.digest, "rejected": rules.rejected},
+            "intakes": self.bound,
+        }
+        if waiting:
+            detail["not_listening"] = waiting
+        return bool(rules.digest) and not waiting and not self.stopping, detail
+
+    def wanted(self) -> list[str]:
+        """The intakes that the configuration turns on."""
+        intake = self.config.intake
+        on = {"unix": intake.unix, "http": intake.http, "file": intake.file, "stdin": intake.stdin}
+        return [name for name, wanted in on.items() if wanted]
+
+    def samples(self) -> dict[str, list[tuple[tuple[str, ...], Any]]]:
+        """The counters of now, with the gauges that are looked up only when somebody asks."""
+        metrics, skew, journal = self.metrics, self.keeps.skew, self.journal.status()
+        load = self.responder.load()
+        metrics.set("queue_length", (), load["queued"] + load["waiting"])
+        metrics.set("feed_silence_seconds", (), (self.clocks.mono_ns() - self.front.last_alert_mono_ns) / 1e9)
+        metrics.set("clock_offset_seconds", (), -skew.drift_ns / 1e9)
+        metrics.set("journal_lag_records", (), journal.lag)
+        metrics.set("disarmed_rules", (), len(self.keeps.limits.disarmed))
+        for name in ("rule_disarmed", "mode", "intake_up", "connections"):
+            metrics.clear(name)
+        for rule in self.keeps.limits.disarmed:
+            metrics.set("rule_disarmed", (rule,), 1)
+        metrics.set("mode", (str(self.mode()),), 1)
+        for name in self.wanted():
+            metrics.set("intake_up", (name,), 1 if name in self.bound else 0)
+        for name, count in self.front.connections.items():
+            metrics.set("connections", (name,), count)
+        samples = metrics.samples()
+        samples["journal_lost_total"] = [((), journal.lost)]
+        samples["clock_steps_total"] = [((), skew.steps)]
+        samples["helper_restarts_total"] = [((), max(0, self.link.restarts))]
+        samples["log_lines_dropped_total"] = [(("reflex",), self.link.dropped)]
+        return samples
+
+    # ------------------------------------------------------------ what a person asks
+
+    def answer(self, request: AnyRequest) -> Any:
+        """The result of a request on the control socket. Raises ControlError."""
+        if isinstance(request, Status):
+            return self.status()
+        if isinstance(request, SetMode):
+            return self._set_mode(request)
+        if isinstance(request, Arm):
+            return self._arm(request.rule)
+        if isinstance(request, Reload):
+            self.reload()
+            return {"asked": True}
+        raise ControlError("that can't be asked here")
+
+    def tick(self) -> None:
+        """About once a second: what has no event of its own."""
+        offset_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        if self.keeps.skew.clock(offset_ns):
+            self.warn("the node's clock was stepped: Falco's offset is estimated anew")
+        self.responder.tell_repeats()
+        self.mode()
+
+    def rules_changed(self, files: tuple[tuple[str, bytes], ...], suspicious: str) -> None:
+        """The rules files changed and have settled."""
+        if suspicious:
+            self.rulebook.reject(suspicious)
+        else:
+            self.rulebook.offer(files)
+
+    def reload(self) -> None:
+        """Have the rules files read again, changed or not."""
+        self.rule_files.reload()
+
+    def _set_mode(self, request: SetMode) -> dict[str, Any]:
+        was = self.mode()
+        until_ns = self.clocks.now_ns() + int(request.for_s * 1e9) if request.for_s is not None else 0
+        self.switches.switch(request.mode, until_ns)
+        self.say("warning", "the mode was switched", was=str(was), now=str(request.mode), for_s=request.for_s)
+        return {"was": str(was), "mode": str(request.mode), "until_ns": until_ns}
+
+    def _arm(self, rule: str) -> dict[str, Any]:
+        limits = self.keeps.limits
+        rules = list(limits.disarmed) if rule == EVERY_RULE else [rule]
+        armed = [name for name in rules if limits.arm(name)]
+        if not armed and rule != EVERY_RULE:
+            raise ControlError(f"rule {rule!r} is not disarmed", hint="`stoop status` lists those that are")
+        for name in armed:
+            self.switches.arm(name)
+            self.say("warning", "a rule was armed again", rule=name)
+        return {"armed": armed}
+
+    def status(self) -> dict[str, Any]:
+        """The result of `stoop status --json`."""
+        rules, skew, journal = self.rulebook.in_force, self.keeps.skew, self.journal.status()
+        serving, mono_ns = self.serving, self.clocks.mono_ns()
+        ready, _ = self.ready()
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "node": self.config.node_name,
+            "mode": str(self.mode()),
+            "mode_until_ns": self.switches.until_ns,
+            "ready": ready,
+            "uptime_s": (mono_ns - self.started_mono_ns) / 1e9,
+            "intakes": self.bound,
+            "metrics": {"address": serving.address, "port": serving.port} if serving is not None else None,
+            "control": self.config.control.path,
+            "state_dir": self.config.state_dir,
+            "rules": {
+                "count": rules.count,
+                "digest": rules.digest,
+                "loaded_at_ns": rules.loaded_ns,
+                "last_error": rules.rejected,
+            },
+            "disarmed": self.keeps.limits.disarmed,
+            "queue": self.responder.load(),
+            "feed": {
+                "silence_s": (mono_ns - self.front.last_alert_mono_ns) / 1e9,
+                "peers": {kind: count for kind, count in self.front.connections.items() if count},
+            },
+            "clock": {"offset_ms": -skew.drift_ns / 1e6, "established": skew.established, "steps": skew.steps},
+            "journal": {"lag": journal.lag, "lost": journal.lost, "error": journal.error},
+            "recovery": self.recovery.public() if self.recovery is not None else None,
+            "helper": {"pid": self.link.pid, "restarts": max(0, self.link.restarts)},
+            "counts": {"received": self.front.received, "refused": self.front.refused},
+        }
+
+
+def _policy(config: Config) -> guard.Policy:
+    settings = config.guard
+    return guard.Policy(
+        protected_namespaces=frozenset(settings.protected_namespaces),
+        protected_executables=guard.executables(settings.protected_executables),
+        max_alert_age_ns=settings.max_alert_age_ns,
+        max_targets=settings.max_targets,
+        max_targets_total=settings.max_targets_total,
+        any_pid_namespace=settings.pid_namespace is PidNamespace.AGENT,
+    )

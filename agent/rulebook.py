@@ -1,0 +1,125 @@
+"""The rules in force: files to the helper, finished rules back, one swap when all are there.
+
+The old rules stay until the new ones are whole. Each rule is compiled as it comes (some µs), never all in one stretch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+import trio
+
+from stoop.errors import Problem, RulesError
+from stoop.metrics import Metrics
+from stoop.rules import Builder, RuleSet
+from stoop.rules.model import RuleForm
+from stoop.wire import AnyMessage, RuleReady, RulesBegin, RulesEnd, RulesRejected, RulesSource
+
+Files = tuple[tuple[str, bytes], ...]
+
+_decoder = msgspec.msgpack.Decoder(RuleForm)
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """What is known of the rules that are used now. `rejected` says why newer files are not."""
+
+    count: int = 0
+    digest: str = ""
+    loaded_ns: int = 0
+    rejected: str = ""
+
+
+class Rulebook:
+    """Talks with the helper about rules. `use` swaps them in; `say` logs."""
+
+    def __init__(
+        self,
+        send: Callable[[AnyMessage], bool],
+        use: Callable[[RuleSet], None],
+        say: Callable[..., None],
+        metrics: Metrics,
+        now_ns: Callable[[], int],
+    ) -> None:
+        self._send = send
+        self._use = use
+        self._say = say
+        self._metrics = metrics
+        self._now_ns = now_ns
+        self._generation = 0
+        self._asked: RulesSource | None = None
+        self._builder: Builder | None = None
+        self._digest = ""
+        self._first = trio.Event()
+        self._problems: tuple[str, ...] = ()
+        self.in_force = InForce()
+
+    def offer(self, files: Files) -> None:
+        """Have these files checked; they are used as soon as that is done."""
+        self._generation += 1
+        self._asked = RulesSource(self._generation, files)
+        self._send(self._asked)
+
+    def ask_again(self) -> None:
+        """A new helper: what the last one did not answer is asked again."""
+        if self._asked is not None:
+            self._send(self._asked)
+
+    def reject(self, why: str) -> None:
+        """Files that are not even offered (gone, cut to nothing): the old rules stay, loudly."""
+        self._reject((why,))
+
+    async def first(self) -> None:
+        """Wait for the answer to the first offer. Raises RulesError when the files can't be used."""
+        await self._first.wait()
+        if self._problems and not self.in_force.digest:
+            raise RulesError([Problem("rules", line) for line in self._problems])
+
+    def take(self, message: AnyMessage) -> bool:
+        """A message from the helper; False when it is about something else."""
+        if not isinstance(message, RulesBegin | RuleReady | RulesEnd | RulesRejected):
+            return False
+        if message.generation != self._generation:
+            return True  # an older question: a newer one is under way
+        if isinstance(message, RulesBegin):
+            self._builder = Builder()
+            self._digest = message.digest
+        elif isinstance(message, RulesRejected):
+            self._asked = None
+            self._reject(message.problems)
+        elif self._builder is not None:
+            if isinstance(message, RuleReady):
+                self._builder.add(_decoder.decode(message.rule))
+            else:
+                self._swap(self._builder, message.warnings)
+        return True
+
+    def _swap(self, builder: Builder, warnings: tuple[str, ...]) -> None:
+        rules = builder.finish(self._digest)
+        self._use(rules)
+        self._builder = self._asked = None
+        self._problems = ()
+        self.in_force = InForce(len(rules), self._digest, self._now_ns(), "")
+        for line in warnings:
+            self._say("warning", "rules warning", problem=line)
+        self._say("info", "rules in force", count=len(rules), digest=self._digest)
+        self._count("ok")
+
+    def _reject(self, problems: tuple[str, ...]) -> None:
+        self._problems = problems
+        self._builder = None
+        old = self.in_force
+        self.in_force = InForce(old.count, old.digest, old.loaded_ns, "\n".join(problems))
+        if self._first.is_set():
+            for line in problems:
+                self._say("error", "rules rejected: the old ones stay in force", problem=line)
+        self._count("rejected")
+
+    def _count(self, result: str) -> None:
+        if self._first.is_set():
+            self._metrics.inc("reloads_total", (result,))
+        self._first.set()
+        self._metrics.set("rules", (), self.in_force.count)
+        self._metrics.set("reload_rejected", (), 1 if self.in_force.rejected else 0)

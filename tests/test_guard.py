@@ -1,0 +1,313 @@
+"""The guard: facts against claims. Pure, so everything here is values."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from stoop import guard
+from stoop.alert import Alert, decode
+from stoop.errors import TargetRefused
+from stoop.spec import ContainerFacts, HostFacts, ProcessFacts
+
+SECOND = 1_000_000_000
+NOW = 1_800_000_000 * SECOND
+HOST_MNT, HOST_PID = 4026531832, 4026531836
+CONTAINER = "a" * 64
+
+
+def alert_of(**fields: Any) -> Alert:
+    return decode(json.dumps({"rule": "R", "output_fields": fields}).encode())
+
+
+def facts(**changes: Any) -> ProcessFacts:
+    base = ProcessFacts(
+        pid=4321,
+        start_ticks=100,
+        start_ns=NOW - SECOND,
+        start_slack_ns=10_000_000,
+        boot_id="0123456789abcdef",
+        ppid=4000,
+        pgid=4321,
+        sid=4321,
+        state="S",
+        comm="sh",
+        exe="/bin/sh",
+        exe_dev=1,
+        exe_ino=77,
+        uid=0,
+        ns_pids=(4321,),
+        threads=1,
+        kernel_thread=False,
+        mnt_ns=HOST_MNT,
+        pid_ns=HOST_PID,
+        cgroups=(("", "/"),),
+    )
+    return msgspec.structs.replace(base, **changes)
+
+
+HOST = HostFacts(
+    boot_id="0123456789abcdef",
+    pid_ns=HOST_PID,
+    mnt_ns=HOST_MNT,
+    pid_ns_is_root=True,
+    own_pids=frozenset({900, 901}),
+    own_cgroups=frozenset({"/agent"}),
+    falco_pids=frozenset({700}),
+    falco_cgroups=frozenset({"/system.slice/falco.service"}),
+)
+
+POLICY = guard.Policy(
+    protected_namespaces=frozenset({"kube-system"}),
+    protected_executables=guard.executables(["kubelet", "containerd-shim-*", "/opt/vault/bin/vault"]),
+    max_alert_age_ns=60 * SECOND,
+    max_targets=5,
+    max_targets_total=8,
+    any_pid_namespace=False,
+)
+
+
+def skewed(*delays_ns: int) -> guard.Skew:
+    skew = guard.Skew()
+    for delay in delays_ns:
+        skew.sample(delay)
+    return skew
+
+
+class TestTargetPid:
+    @pytest.mark.parametrize("pid", [2, 1298, guard.PID_LIMIT - 1])
+    def test_a_pid_above_one_is_taken(self, pid: int) -> None:
+        assert guard.target_pid(alert_of(**{"proc.pid": pid})) == pid
+
+    @pytest.mark.parametrize(
+        "pid", [-1, 0, 1, guard.PID_LIMIT, 2**63, 10**30, "4321", True, 4321.0, None, [4321], {"pid": 4321}]
+    )
+    def test_everything_else_is_refused(self, pid: object) -> None:
+        with pytest.raises(TargetRefused):
+            guard.target_pid(alert_of(**{"proc.pid": pid}))
+
+    def test_a_missing_one_is_refused_with_the_way_to_mend_it(self) -> None:
+        with pytest.raises(TargetRefused, match="falco-config"):
+            guard.target_pid(alert_of())
+
+
+class TestProve:
+    def prove(self, process: ProcessFacts, event_ns: int, skew: guard.Skew | None = None, **fields: Any) -> guard.Proof:
+        said = guard.claims(alert_of(**{"proc.pid": process.pid, **fields}))
+        return guard.prove(said, process, event_ns, skew or guard.Skew())
+
+    def test_a_process_that_began_before_the_event_is_the_one_meant(self) -> None:
+        assert self.prove(facts(), NOW).by == "start"
+
+    def test_one_that_began_after_it_is_not(self) -> None:
+        proof = self.prove(facts(start_ns=NOW + SECOND), NOW, **{"proc.ppid": 4000})
+        assert "given anew" in proof.refusal
+
+    def test_without_a_time_nothing_is_proven(self) -> None:
+        assert "no time" in self.prove(facts(), 0).refusal
+
+    def test_inside_the_same_tick_a_finer_start_is_asked_for(self) -> None:
+        assert self.prove(facts(start_ns=NOW - 3_000_000), NOW).precise
+
+    def test_a_fine_start_before_the_event_is_enough(self) -> None:
+        assert self.prove(facts(start_ns=NOW - 3_000_000, start_slack_ns=5_000), NOW).by == "start"
+
+    def test_a_fine_start_after_the_event_is_another_process(self) -> None:
+        proof = self.prove(facts(start_ns=NOW + 3_000_000, start_slack_ns=5_000), NOW, **{"proc.ppid": 4000})
+        assert "given anew" in proof.refusal
+
+    @pytest.mark.parametrize(
+        ("fields", "by"),
+        [
+            ({"proc.vpid": 7}, "proc.vpid"),
+            ({"proc.ppid": 4000}, "proc.ppid"),
+            ({"proc.exe_ino": 77}, "proc.exe_ino"),
+            ({"container.id": CONTAINER[:12]}, "container.id"),
+        ],
+    )
+    def test_inside_the_noise_of_two_clocks_one_more_match_decides(self, fields: dict[str, Any], by: str) -> None:
+        process = facts(start_ns=NOW + 50_000, start_slack_ns=5_000, ns_pids=(4321, 7), container_id=CONTAINER)
+        assert self.prove(process, NOW, **fields).by == by
+        assert "may be another" in self.prove(process, NOW).refusal
+
+    def test_a_vpid_of_the_host_is_no_evidence(self) -> None:
+        process = facts(start_ns=NOW + 50_000, start_slack_ns=5_000)
+        assert self.prove(process, NOW, **{"proc.vpid": 4321}).refusal
+
+    def test_a_clock_that_runs_behind_is_allowed_for_once_it_is_known(self) -> None:
+        behind = skewed(*[2 * SECOND] * guard.ESTABLISHED)
+        process = facts(start_ns=NOW + SECOND, start_slack_ns=5_000)
+        assert self.prove(process, NOW, behind, **{"proc.ppid": 4000}).by == "proc.ppid"
+        assert self.prove(process, NOW, skewed(2 * SECOND), **{"proc.ppid": 4000}).refusal
+
+    def test_a_clock_that_runs_ahead_does_not_let_a_newcomer_pass(self) -> None:
+        ahead = skewed(-SECOND)
+        newcomer = facts(start_ns=NOW - SECOND // 2, start_slack_ns=5_000)
+        assert self.prove(newcomer, NOW, ahead).refusal
+        assert self.prove(facts(start_ns=NOW - 2 * SECOND), NOW, ahead).by == "start"
+
+
+class TestSkew:
+    def test_a_short_lag_is_falcos_latency_and_not_its_clock(self) -> None:
+        assert skewed(*[12_000_000] * 20).drift_ns == 0
+
+    def test_a_long_lag_is_believed_after_enough_alerts(self) -> None:
+        assert skewed(*[3 * SECOND] * 3).drift_ns == 0
+        assert skewed(*[3 * SECOND] * guard.ESTABLISHED).drift_ns == 3 * SECOND
+
+    def test_the_least_delay_leaves_with_the_window(self) -> None:
+        skew = skewed(1_000, *[9_000] * guard.SKEW_WINDOW)
+        assert skew.lag_ns == 9_000
+
+    def test_a_step_of_the_clock_is_noticed_and_begins_anew(self) -> None:
+        skew = skewed(*[1_000] * 20)
+        assert not skew.clock(5 * SECOND)
+        assert not skew.clock(5 * SECOND + 1_000)
+        assert skew.clock(15 * SECOND)
+        assert (skew.steps, skew.established) == (1, False)
+
+
+class TestProtects:
+    @pytest.mark.parametrize(
+        ("process", "why"),
+        [
+            (facts(pid=1), "init"),
+            (facts(kernel_thread=True), "kernel thread"),
+            (facts(pid=901), "agent itself"),
+            (facts(pid=700), "Falco"),
+            (facts(cgroups=(("", "/system.slice/falco.service"),)), "Falco's cgroup"),
+            (facts(exe="/usr/bin/kubelet"), "protected executable"),
+            (facts(exe="/usr/bin/kubelet (deleted)"), "protected executable"),
+            (facts(comm="containerd-shim-runc-v2"), "protected executable"),
+            (facts(exe="/opt/vault/bin/vault"), "protected executable"),
+        ],
+    )
+    def test_what_must_never_be_touched(self, process: ProcessFacts, why: str) -> None:
+        assert why in guard.protects(process, HOST, POLICY)
+
+    @pytest.mark.parametrize(
+        "process",
+        [
+            facts(),
+            facts(exe="/usr/bin/kubelet", comm="kubelet", container_id=CONTAINER, mnt_ns=1),
+            facts(exe="/usr/bin/kubelet", comm="kubelet", container_id=CONTAINER),
+            facts(comm="kubelet", mnt_ns=1),
+            facts(exe="/opt/other/vault"),
+        ],
+    )
+    def test_a_name_protects_only_on_the_host(self, process: ProcessFacts) -> None:
+        assert guard.protects(process, HOST, POLICY) == ""
+
+
+class TestJudge:
+    def judge(self, process: ProcessFacts, *, allow_host: bool = False, host: HostFacts = HOST, **fields: Any) -> str:
+        said = guard.claims(alert_of(**{"proc.pid": process.pid, **fields}))
+        return guard.judge(said, process, host, POLICY, allow_host=allow_host)
+
+    def test_a_container_process_may_be_acted_on(self) -> None:
+        assert self.judge(facts(container_id=CONTAINER, mnt_ns=1, pid_ns=2)) == ""
+
+    def test_a_host_process_needs_the_rules_leave(self) -> None:
+        assert "allow_host" in self.judge(facts())
+        assert self.judge(facts(), allow_host=True) == ""
+
+    def test_the_alerts_word_alone_makes_no_container(self) -> None:
+        assert "allow_host" in self.judge(facts(), **{"container.id": CONTAINER[:12]})
+
+    def test_moving_out_of_its_cgroup_does_not_save_a_container_process(self) -> None:
+        moved = facts(mnt_ns=1, pid_ns=2)
+        assert self.judge(moved, **{"container.id": CONTAINER[:12]}) == ""
+
+    @pytest.mark.parametrize("field", ["k8s.ns.name", "ka.target.namespace"])
+    def test_a_protected_namespace_is_protected(self, field: str) -> None:
+        process = facts(container_id=CONTAINER, mnt_ns=1)
+        assert "kube-system" in self.judge(process, **{field: "kube-system"})
+
+    def test_another_pid_namespace_is_refused_unless_configured(self) -> None:
+        nested = msgspec.structs.replace(HOST, pid_ns_is_root=False)
+        process = facts(container_id=CONTAINER, mnt_ns=1)
+        assert "hostPID" in self.judge(process, host=nested)
+        policy = msgspec.structs.replace(POLICY, any_pid_namespace=True)
+        said = guard.claims(alert_of(**{"proc.pid": 4321}))
+        assert guard.judge(said, process, nested, policy, allow_host=False) == ""
+
+
+class TestJudgeContainer:
+    container = ContainerFacts(
+        container_id=CONTAINER,
+        pod_uid="",
+        boot_id="0123456789abcdef",
+        cgroup_v2="/sys/fs/cgroup/x",
+        cgroup_freezer="",
+        init_pid=4321,
+        members=(4321, 4322),
+    )
+
+    def judge(self, **changes: Any) -> str:
+        said = guard.claims(alert_of(**{"container.id": CONTAINER[:12], **changes.pop("fields", {})}))
+        return guard.judge_container(said, msgspec.structs.replace(self.container, **changes), HOST, POLICY)
+
+    def test_a_container_may_be_acted_on(self) -> None:
+        assert self.judge() == ""
+
+    def test_own_falcos_empty_and_protected_ones_may_not(self) -> None:
+        assert "agent's own" in self.judge(members=(900,))
+        assert "agent's own" in self.judge(cgroup_v2="/agent")
+        assert "Falco" in self.judge(members=(700, 5))
+        assert "no process" in self.judge(members=())
+        assert "kube-system" in self.judge(fields={"k8s.ns.name": "kube-system"})
+
+
+class TestAge:
+    def test_old_alerts_expire_and_zero_means_never(self) -> None:
+        skew = guard.Skew()
+        assert guard.too_old(NOW - 59 * SECOND, NOW, skew, POLICY) == ""
+        assert "61.0 s old" in guard.too_old(NOW - 61 * SECOND, NOW, skew, POLICY)
+        assert guard.too_old(0, NOW, skew, POLICY) == ""
+        forever = msgspec.structs.replace(POLICY, max_alert_age_ns=0)
+        assert guard.too_old(NOW - 10**6 * SECOND, NOW, skew, forever) == ""
+
+    def test_a_clock_that_runs_behind_makes_no_alert_old(self) -> None:
+        behind = skewed(*[120 * SECOND] * guard.ESTABLISHED)
+        assert guard.too_old(NOW - 121 * SECOND, NOW, behind, POLICY) == ""
+
+
+class TestLimits:
+    def test_a_rule_above_its_limit_is_disarmed_until_it_is_armed(self) -> None:
+        limits = guard.Limits(POLICY, {})
+        for number in range(5):
+            assert limits.admit("R", f"t{number}", 0) == ""
+        assert limits.admit("R", "t4", 0) == "", "the same target again is no new one"
+        assert "more than 5" in limits.admit("R", "t5", 0)
+        assert "more than 5" in limits.is_disarmed("R")
+        assert limits.is_disarmed("S") == ""
+        assert limits.arm("R")
+        assert limits.is_disarmed("R") == ""
+        assert limits.admit("R", "t5", 0) == ""
+
+    def test_a_minute_later_there_is_room_again(self) -> None:
+        limits = guard.Limits(POLICY, {})
+        for number in range(5):
+            limits.admit("R", f"t{number}", 0)
+        assert limits.admit("R", "t5", guard.MINUTE_NS + 1) == ""
+
+    def test_all_rules_together_have_a_limit(self) -> None:
+        limits = guard.Limits(POLICY, {})
+        for number in range(8):
+            assert limits.admit(f"R{number}", f"t{number}", 0) == ""
+        assert "all rules" in limits.admit("R9", "t9", 0)
+        assert limits.is_disarmed("anything")
+
+    def test_observing_disarms_nothing(self) -> None:
+        limits = guard.Limits(POLICY, {})
+        for number in range(5):
+            limits.admit("R", f"t{number}", 0)
+        assert limits.admit("R", "t5", 0, disarm=False)
+        assert limits.disarmed == {}
+
+    def test_zero_is_no_limit(self) -> None:
+        limits = guard.Limits(msgspec.structs.replace(POLICY, max_targets=0, max_targets_total=0), {})
+        assert all(limits.admit("R", f"t{number}", 0) == "" for number in range(100))

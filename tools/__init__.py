@@ -1,0 +1,1 @@
+"""What contributors and `make` run; not part of the distribution."""
