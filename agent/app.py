@@ -18,15 +18,14 @@ from typing import Any
 import trio
 
 from agent.control import ControlServer
-from agent.reflex import Reflex
+from agent.reflex import Marks, Reflex
 from stoop import config as configuration
 from stoop.config import DEFAULT_PATH, Config
-from stoop.errors import StoopError, UserError
+from stoop.errors import UserError
 from stoop.intake.file import FileIntake
 from stoop.intake.http import HttpIntake
 from stoop.intake.stdin import StdinIntake
 from stoop.intake.unix import UnixIntake
-from stoop.journal import Journal
 
 GRACE_SECONDS = 8.0
 """What is under way at SIGTERM may finish so long: below the 10 s that `docker stop` gives, far below a pod's 30."""
@@ -44,7 +43,7 @@ WATCHDOG_TICKS = 5
 """Ticks between two assurances to the watchdog: it costs a thread each time."""
 
 SWITCH_INTERVAL = 0.0002
-"""Seconds after which the journal's thread gives up the interpreter when the loop wants it (Python's default is 5 ms)."""
+"""Seconds after which the journal's thread gives way when the loop wants the interpreter (Python's default is 5 ms)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,26 +54,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         for warning in config.warnings:
             print(f"stoop-agent: {warning}", file=sys.stderr)  # noqa: T201 - there is no log before the helper
         run(config)
-    except* UserError as group:
-        for error in _flat(group):
-            print(f"stoop-agent: {error}", file=sys.stderr)  # noqa: T201 - the program ends with it
-        return 2
-    return 0
+    except UserError as error:
+        complaints: list[UserError] = [error]
+    except BaseExceptionGroup as group:
+        complaints = _complaints(group)
+    else:
+        return 0
+    for complaint in complaints:
+        print(f"stoop-agent: {complaint}", file=sys.stderr)  # noqa: T201 - the program ends with it
+    return 2
 
 
-def _flat(group: BaseExceptionGroup[StoopError]) -> list[StoopError]:
-    found: list[StoopError] = []
-    for error in group.exceptions:
-        found += _flat(error) if isinstance(error, BaseExceptionGroup) else [error]
+def _complaints(group: BaseExceptionGroup[BaseException]) -> list[UserError]:
+    """What a person has to mend, out of the nurseries' groups. Anything else in them is a bug, and goes on up."""
+    mine, rest = group.split(UserError)
+    if rest is not None or mine is None:
+        raise group
+    found: list[UserError] = []
+    for error in mine.exceptions:
+        found += _complaints(error) if isinstance(error, BaseExceptionGroup) else [error]
     return found
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="stoop-agent", description="Stoop's agent: acts on this node for Falco.")
     parser.add_argument("-c", "--config", metavar="FILE", help=f"stoop.yaml (default: {DEFAULT_PATH} if it is there)")
-    parser.add_argument(
-        "-r", "--rules", metavar="FILE", action="append", help="rules file, repeatable; replaces rules_files"
-    )
+    rules = "rules file, repeatable; replaces rules_files"
+    parser.add_argument("-r", "--rules", metavar="FILE", action="append", help=rules)
     return parser.parse_args(argv)
 
 
@@ -95,23 +101,19 @@ def load_config(path: str | None, rules: Sequence[str] | None, environ: Any) -> 
 def run(config: Config) -> None:
     """Open the journal, run the loop, close the journal."""
     sys.setswitchinterval(SWITCH_INTERVAL)
-    warned: list[tuple[str, dict[str, object]]] = []
-    journal = Journal.of(config, lambda event, **fields: warned.append((event, fields)))
-    recovery = journal.open()
+    reflex = Reflex(config)
+    recovery = reflex.journal.open()
     try:
-        reflex = Reflex(config, journal)
-        journal.say = reflex.warn
-        for event, fields in warned:
-            reflex.warn(event, **fields)
         reflex.recover(recovery)
         trio.run(live, reflex)
     finally:
         faulthandler.cancel_dump_traceback_later()
-        journal.close()
+        reflex.journal.close()
 
 
 async def live(reflex: Reflex) -> None:
     """Start everything in order, say `ready`, wait for the end, stop in reverse."""
+    reflex.enter_loop()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as base:
             base.start_soon(reflex.link.serve, reflex.greet)
@@ -157,7 +159,7 @@ def _intakes(reflex: Reflex) -> list[tuple[str, Callable[..., Awaitable[Any]]]]:
         http = intake.http
         found.append(("http", HttpIntake(http.address, http.port, http.token_file or None, http.insecure, desk).serve))
     if intake.file is not None:
-        found.append(("file", FileIntake(intake.file.path, reflex.journal, desk).serve))
+        found.append(("file", FileIntake(intake.file.path, Marks(reflex.journal), desk).serve))
     if intake.stdin:
         found.append(("stdin", StdinIntake(0, desk).serve))
     return found

@@ -7,15 +7,23 @@ counted, and never holds up an act.
 from __future__ import annotations
 
 import os
-import socket
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import trio
 
-from stoop.control import MAX_REQUEST, AnyRequest, ControlError, Lines, Reply, Subscribe
-from stoop.control import decode_request, encode_record, encode_reply
+from stoop.control import (
+    MAX_REQUEST,
+    AnyRequest,
+    ControlError,
+    Lines,
+    Reply,
+    Subscribe,
+    decode_request,
+    encode_record,
+    encode_reply,
+)
 from stoop.errors import StoopError
 from stoop.intake.unixsocket import credentials, listen_unix, unlink_own
 from stoop.spec import Record
@@ -83,7 +91,7 @@ class Follower:
 
 
 class ControlServer:
-    """Listens at `path`; `answer` gives the result of a request or raises StoopError. The constructor does nothing yet."""
+    """Listens at `path`; `answer` gives the result of a request or raises StoopError."""
 
     def __init__(self, path: str, answer: Answer, followers: Followers) -> None:
         self._path = path

@@ -42,6 +42,7 @@ class Link:
         self._socket: socket.socket | None = None
         self._backlog: deque[bytes] = deque()
         self._waiting = 0
+        self._cut = False  # the first of them is the rest of a frame
         self._writable = trio.Event()
         self.dropped = 0
         self.restarts = -1
@@ -62,7 +63,8 @@ class Link:
                 sent = 0
             if sent == len(frame):
                 return True
-            frame = frame[sent:] if sent else frame
+            self._cut = sent > 0
+            frame = frame[sent:]
         self._backlog.append(frame)
         self._waiting += len(frame)
         self._writable.set()
@@ -89,9 +91,10 @@ class Link:
                 process = await trio.to_thread.run_sync(_spawn, theirs.fileno())
             self.pid = process.pid
             self._started(process.pid)
-            self._forget_backlog()
+            waiting, self._backlog = self._backlog, deque()
             self._socket = ours
             greet()
+            self._backlog.extend(waiting)
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._write, ours)
@@ -101,15 +104,17 @@ class Link:
                 self._socket = None
                 self.pid = 0
                 self._started(0)
+                self._forget_rest()
                 ours.close()
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(_reap, process)
 
-    def _forget_backlog(self) -> None:
-        """What waited for the last helper is half a frame, or about rules that the next one gets anew."""
-        self.dropped += len(self._backlog)
-        self._backlog.clear()
-        self._waiting = 0
+    def _forget_rest(self) -> None:
+        """The rest of a frame means nothing to the next helper; whole frames wait for it."""
+        if self._cut and self._backlog:
+            self._waiting -= len(self._backlog.popleft())
+            self.dropped += 1
+        self._cut = False
 
     async def _read(self, ours: socket.socket) -> None:
         reader = FrameReader()
@@ -145,10 +150,11 @@ class Link:
             except OSError:
                 return
             self._waiting -= sent
-            if sent == len(frame):
-                self._backlog.popleft()
-            else:
+            self._cut = sent < len(frame)
+            if self._cut:
                 self._backlog[0] = frame[sent:]
+            else:
+                self._backlog.popleft()
 
 
 def _spawn(fd: int) -> subprocess.Popen[bytes]:

@@ -11,7 +11,7 @@ from stoop.errors import TargetError
 from stoop.spec import HostFacts, NodeHost, ProcessFacts
 
 ROOT_PID_NAMESPACE = 0xEFFFFFFC
-"""Inode of the kernel's first pid namespace (PROC_PID_INIT_INO, include/linux/proc_ns.h): the one that Falco numbers."""
+"""Inode of the kernel's first pid namespace, which Falco numbers (PROC_PID_INIT_INO, include/linux/proc_ns.h)."""
 
 MAX_ANCESTORS = 32
 """Parents looked at above a process: a deeper chain is no service manager's."""

@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import msgspec
+import trio
 
 from agent.control import Followers
 from agent.front import Front
@@ -25,13 +30,22 @@ from stoop.engine import Memory
 from stoop.intake.sink import Desk
 from stoop.journal import Journal, Recovery
 from stoop.judge import Judge
+from stoop.log import line_json
 from stoop.metrics import Metrics
 from stoop.recorder import Recorder
 from stoop.respond import Parts, Responder
-from stoop.rulefiles import RuleFiles
+from stoop.rulefiles import Reading, RuleFiles
 from stoop.spec import Mode, Record
 from stoop.switches import Switches
 from stoop.wire import AnyMessage, Hello, LogLine, Recorded, Serving, SnapshotAsk, SnapshotReply
+
+
+class Marks:
+    """The journal as the file intake's `Marks`."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.load = journal.load_mark
+        self.commit = journal.put_mark
 
 
 class SystemClocks:
@@ -44,20 +58,26 @@ class SystemClocks:
 class Reflex:
     """Everything of the fast path, wired. The constructor opens nothing and starts nothing."""
 
-    def __init__(self, config: Config, journal: Journal) -> None:
+    def __init__(self, config: Config) -> None:
         self.config = config
         self.clocks = SystemClocks()
         self.started_mono_ns = self.clocks.mono_ns()
         self.metrics = Metrics()
         self.followers = Followers()
-        self.journal = journal
+        self.journal = Journal(
+            config.state_dir,
+            max_age_s=config.journal.max_age_ns / 1e9,
+            max_bytes=config.journal.max_bytes,
+            warn=self._warn_from_thread,
+        )
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._early: list[tuple[str, dict[str, object]]] = []
         self.recovery: Recovery | None = None
         self.link = Link(self._from_helper, self._helper_started)
         self.host = LinuxHost()
         self.own = Own(self.host, self.host.boot_id)
         self.switches = Switches(Path(config.state_dir), config.mode, self.warn)
-        self.switches.load()
-        self.keeps = guard.Guard(_policy(config), self._limits(config), guard.Skew())
+        self.keeps = guard.Guard(_policy(config), guard.Limits(_policy(config), {}), guard.Skew())
         self.judge = Judge(
             host=self.host,
             host_facts=lambda: self.own.facts,
@@ -65,7 +85,7 @@ class Reflex:
             keeps=self.keeps,
             disarmed=self._rule_disarmed,
         )
-        recorder = Recorder(journal, self.metrics, self.mode, (self.followers.put, self._tell_helper))
+        recorder = Recorder(self.journal, self.metrics, self.mode, (self.followers.put, self._tell_helper))
         self.memory = Memory(config.guard.dedup_window_ns)
         self.responder = Responder(
             Parts(
@@ -98,6 +118,22 @@ class Reflex:
         """A log line that somebody should read."""
         self.say("warning", event, **fields)
 
+    def _warn_from_thread(self, event: str, **fields: object) -> None:
+        """For the journal's thread: before the loop runs it is kept, after it it goes to standard error."""
+        if self._token is None:
+            self._early.append((event, fields))
+            return
+        try:
+            self._token.run_sync_soon(partial(self.warn, event, **fields))
+        except trio.RunFinishedError:
+            sys.stderr.write(line_json("warning", event, self.clocks.now_ns(), fields) + "\n")
+
+    def enter_loop(self) -> None:
+        """The loop runs now: what was to be said before is said."""
+        self._token = trio.lowlevel.current_trio_token()
+        for event, fields in self._early:
+            self.warn(event, **fields)
+
     def mode(self) -> Mode:
         """The mode in force now."""
         return self.switches.mode(self.clocks.now_ns())
@@ -110,18 +146,18 @@ class Reflex:
     def recover(self, recovery: Recovery) -> None:
         """What an earlier life left: never done twice, and said."""
         self.recovery = recovery
+        self.switches.load()
+        self.keeps.limits.disarmed.update(self.switches.disarmed)
         self.memory.restore(recovery.recent_acts, self.clocks.mono_ns())
-        for record in recovery.records():
-            self.journal.put(record, -1)
+        for note in recovery.notes:
+            self.warn("the journal was put in order", note=note)
+        for record in recovery.unfinished:
             self.say("error", "an act was under way when the agent last ended", **record.public())
         if recovery.window is not None:
-            window = recovery.window
             self.say(
                 "error",
                 "the agent ended without stopping: alerts may be lost",
-                at_most=window.at_most,
-                from_ns=window.from_ns,
-                to_ns=window.to_ns,
+                **msgspec.structs.asdict(recovery.window),
             )
 
     def settle_memory(self) -> None:
@@ -142,9 +178,6 @@ class Reflex:
             )
         )
         self.rulebook.ask_again()
-
-    def _limits(self, config: Config) -> guard.Limits:
-        return guard.Limits(_policy(config), self.switches.disarmed)
 
     def _rule_disarmed(self, rule: str, reason: str) -> None:
         if self.switches.disarmed.get(rule) == reason:
@@ -236,12 +269,12 @@ class Reflex:
         self.responder.tell_repeats()
         self.mode()
 
-    def rules_changed(self, files: tuple[tuple[str, bytes], ...], suspicious: str) -> None:
-        """The rules files changed and have settled."""
-        if suspicious:
-            self.rulebook.reject(suspicious)
+    def rules_changed(self, reading: Reading) -> None:
+        """The rules files changed and have settled, or are not fit to be used."""
+        if reading.problem:
+            self.rulebook.reject(reading.problem)
         else:
-            self.rulebook.offer(files)
+            self.rulebook.offer(reading.files)
 
     def reload(self) -> None:
         """Have the rules files read again, changed or not."""
@@ -296,10 +329,17 @@ class Reflex:
             },
             "clock": {"offset_ms": -skew.drift_ns / 1e6, "established": skew.established, "steps": skew.steps},
             "journal": {"lag": journal.lag, "lost": journal.lost, "error": journal.error},
-            "recovery": self.recovery.public() if self.recovery is not None else None,
+            "recovery": _recovery(self.recovery),
             "helper": {"pid": self.link.pid, "restarts": max(0, self.link.restarts)},
             "counts": {"received": self.front.received, "refused": self.front.refused},
         }
+
+
+def _recovery(recovery: Recovery | None) -> dict[str, Any] | None:
+    if recovery is None:
+        return None
+    window = msgspec.structs.asdict(recovery.window) if recovery.window is not None else None
+    return {"clean": recovery.clean, "unfinished": len(recovery.unfinished), "window": window}
 
 
 def _policy(config: Config) -> guard.Policy:

@@ -6,7 +6,8 @@ A unix stream socket of mode 0600 at `control.path`. One JSON object a line (RFC
     {"do": "mode", "mode": "observe", "for_s": 3600}    → {"ok": true, "result": …}
     {"do": "arm", "rule": "NAME"}  (`*`: every rule)    → {"ok": true, "result": …}
     {"do": "reload"}                                    → {"ok": true, "result": …}
-    {"do": "follow"}                                    → {"ok": true, …}, then {"record": {…}} lines until closed
+    {"do": "follow"}                                    → {"ok": true, …}, then {"record": {…}} lines until closed;
+                                                          {"lost": N} where N were not read in time
     anything else                                       → {"ok": false, "error": "one line for a person"}
 
 Framing is pure (`decode_request`, `encode_request`, `encode_reply`, `Lines`); `ask` and `Follow` are a small blocking
@@ -152,12 +153,14 @@ def ask(path: str, request: AnyRequest, answer_s: float = ANSWER_S) -> Any:
 class Follow:
     """The agent's records as they come. A context manager; `fileno` is for poll(2) beside other things.
 
+    `lost`: records that the agent dropped because they were not read in time. `closed`: nothing more will come.
     Raises ControlError when the agent can't be reached or does not speak this protocol.
     """
 
     def __init__(self, path: str) -> None:
         self._connection = _Connection(path, ANSWER_S)
         self.closed = False
+        self.lost = 0
 
     def __enter__(self) -> Self:
         self._connection.__enter__()
@@ -181,25 +184,24 @@ class Follow:
         if lines is None:
             self.closed = True
             return []
-        return [record for line in lines if (record := _record(line)) is not None]
+        return [record for line in lines if (record := self._record(line)) is not None]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         while not self.closed:
             yield from self.read(None)
 
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    """The record of a followed line; None for a line that carries none (a kind that a newer agent sends)."""
-    value = _json(line)
-    record = value.get("record") if isinstance(value, dict) else None
-    return record if isinstance(record, dict) else None
-
-
-def _json(line: bytes) -> Any:
-    try:
-        return msgspec.json.decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ControlError(f"the agent's answer is not JSON: {error}") from error
+    def _record(self, line: bytes) -> dict[str, Any] | None:
+        """The record of a line; None for one that carries none: a count of lost ones, or what a newer agent sends."""
+        try:
+            value = msgspec.json.decode(line)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise ControlError(f"the agent's answer is not JSON: {error}") from error
+        if not isinstance(value, dict):
+            return None
+        lost = value.get("lost")
+        self.lost += lost if isinstance(lost, int) else 0
+        record = value.get("record")
+        return record if isinstance(record, dict) else None
 
 
 class _Connection:

@@ -1,7 +1,7 @@
 """JSON and times as Go's standard library reads them into Falco Talon's struct: more tolerant than Python's.
 
-Pure: no I/O, no clock. Sources: talon.md sections 1.2 and 11, the `decode` cases of conformance.jsonl, RFC 8259, RFC 3339
-and the public documentation of Go's packages encoding/json and time.
+Pure: no I/O, no clock. Sources: talon.md sections 1.2 and 11, the `decode` cases of conformance.jsonl, RFC 8259, RFC
+3339 and the public documentation of Go's packages encoding/json and time.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import msgspec
 
 from stoop.errors import AlertError
 
-# Containers inside one another, the alert itself included. Falco's alerts nest 3 deep. Every reader here takes one
-# level of the interpreter's stack a level, which has 1,000 in all: 512 leaves the rest to the program around it.
+# Containers inside one another, the alert itself included. Falco's alerts nest 3 deep. Each level takes one of the 1,000
+# levels of the interpreter's stack while it is read: 512 leaves the rest to the program around it.
 MAX_NESTING = 512
 
 TEXT_KEYS = frozenset({"hostname", "output", "priority", "rule", "source", "trace_id"})

@@ -1,7 +1,7 @@
 """Values as text: Go's default formatting, which Falco Talon matches and shows, and Stoop's plain decimal form of it.
 
-Pure: no I/O, no clock. Sources: talon.md sections 1.2, 2.4, 4.2 and 11, the public documentation of Go's packages fmt and
-strconv.
+Pure: no I/O, no clock. Sources: talon.md sections 1.2, 2.4, 4.2 and 11, the public documentation of Go's packages fmt
+and strconv.
 """
 
 from __future__ import annotations

@@ -25,13 +25,20 @@ def boot_id() -> bytes:
         return bytes(16)
 
 
-def set_aside(path: Path) -> str:
-    """Rename a broken file to `NAME.corrupt-N`, N ≤ `MAX_ASIDE`, and say so; the oldest makes room. Raises nothing."""
+def set_aside(path: Path, *companions: str) -> str:
+    """Rename a broken file to `NAME.corrupt-N`, N ≤ `MAX_ASIDE`, and say so; the oldest makes room. Raises nothing.
+
+    `companions` are suffixes of files that belong to it and go along.
+    """
     places = [path.with_name(f"{path.name}.corrupt-{number}") for number in range(1, MAX_ASIDE + 1)]
     try:
         unused = [place for place in places if not os.path.lexists(place)]
         place = unused[0] if unused else min(places, key=lambda each: each.lstat().st_mtime_ns)
         path.rename(place)
+        for suffix in companions:
+            Path(f"{place}{suffix}").unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(f"{path}{suffix}", f"{place}{suffix}")
     except OSError as error:
         return f"it can't be set aside: {error.strerror}"
     return f"it is {place.name} now"

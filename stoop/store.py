@@ -1,7 +1,7 @@
 """The journal's SQLite file: schema, writing in batches, keeping it small. For one thread at a time.
 
 Every error of SQLite or the disk comes out as JournalError, with the connection closed: the next call opens it anew.
-Nothing here holds the interpreter for long: rows are encoded one by one while SQLite steps without the lock.
+Nothing here holds the interpreter for long: SQLite steps without its lock, row by row.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -21,17 +22,17 @@ from stoop.statedir import set_aside
 STORE_FILE = "journal.db"
 SCHEMA_VERSION = 1
 
-BATCH_BYTES = 1024 * 1024
+BATCH_BYTES = 256 * 1024
 """A transaction ends after so many bytes of records: the write-ahead log can't be kept smaller than one."""
 
 MAX_OUTPUT = 8 * 1024
-"""Characters of Falco's output line that are kept. Alerts may be a MiB; a journal of those would hold an hour."""
+"""Characters of Falco's output line that are kept. An alert may be a MiB; encoding that would hold the interpreter."""
 
 MAX_BODY = 64 * 1024
 """Bytes of one record. What is longer loses its details, which say so."""
 
-MIN_BYTES = 1024 * 1024
-"""The smallest size limit taken: below it the write-ahead log alone would be too large."""
+MIN_BYTES = 4 * 1024 * 1024
+"""The smallest size limit taken: below it the write-ahead log of one batch would be too large a part."""
 
 MAX_WAL_PAGES = 1000
 """Pages in the write-ahead log before it is copied back (SQLite's own default: 4 MiB)."""
@@ -86,6 +87,19 @@ ON CONFLICT (act) DO UPDATE SET
 _MARK = "INSERT OR REPLACE INTO marks (path, dev, ino, offset, fingerprint) VALUES (?, ?, ?, ?, ?)"
 
 
+class Row(NamedTuple):
+    """A record as it is stored: what is searched for, and all of it as JSON."""
+
+    act: str
+    alert: str
+    rule: str
+    outcome: str
+    at_ns: int
+    repeats: int
+    body: bytes
+    amends: bool
+
+
 class FileMark(msgspec.Struct, frozen=True):
     """How far a followed file was read: everything before `offset` is recorded. `fingerprint`: of the bytes before."""
 
@@ -103,24 +117,32 @@ class Repeats(msgspec.Struct, frozen=True):
     count: int
 
 
-Entry = Record | FileMark | Repeats
+Entry = Row | FileMark | Repeats
 
 
 class StoreCorrupt(JournalError):
-    """The file was no database any more; it was set aside, and the next call begins a new one."""
+    """The file was no journal of ours any more; it was set aside, and the next call begins a new one."""
 
 
-def encode(record: Record) -> bytes:
-    """The record as JSON, at most about `MAX_BODY` bytes. Whatever is in it, it can be written."""
+class _AnotherVersion(sqlite3.DatabaseError):
+    """Written by another version of this program, in another form."""
+
+
+def row_of(record: Record, now_ns: int) -> Row:
+    """The record as a row of at most about `MAX_BODY` bytes. Whatever is in it, it can be written."""
     if len(record.output) > MAX_OUTPUT:
         record = msgspec.structs.replace(record, output=record.output[:MAX_OUTPUT] + "…")
     try:
         body = _encode(record)
     except (UnicodeError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
-        return _encode(_plain(record, f"could not be written: {error}"))
+        record = _plain(record, f"could not be written: {error}")
+        body = _encode(record)
     if len(body) > MAX_BODY:
-        return _encode(_plain(record, f"left out: the record had {len(body)} bytes"))
-    return body
+        record = _plain(record, f"left out: the record had {len(body)} bytes")
+        body = _encode(record)
+    at_ns = min(record.timing.received_ns or now_ns, _MAX_INTEGER)
+    repeats = min(record.repeats, _MAX_INTEGER)
+    return Row(record.act, record.alert, record.rule, str(record.verdict), at_ns, repeats, body, record.amends)
 
 
 def _plain(record: Record, why: str) -> Record:
@@ -164,9 +186,9 @@ class Store:
             with contextlib.suppress(sqlite3.Error):
                 connection.close()
 
-    def write(self, entries: Sequence[Entry], now_ns: int) -> int:
+    def write(self, entries: Sequence[Entry]) -> int:
         """Write the first of these in one transaction; how many. Raises JournalError, then nothing is written."""
-        batch = _Batch(entries, now_ns)
+        batch = _Batch(entries)
         with self._border():
             connection = self._open()
             connection.execute("BEGIN IMMEDIATE")
@@ -186,11 +208,11 @@ class Store:
                 old = "SELECT seq FROM records WHERE at_ns < ? ORDER BY at_ns LIMIT ?"
                 more = self._delete(old, now_ns - self._max_age_ns, TRIM_ROWS)
             if self._max_bytes:
-                room = self._max_bytes // self._page - 2 * self._wal_pages
+                room = self._max_bytes // self._page - 4 * self._wal_pages
                 pages, unused = self._number("PRAGMA page_count"), self._number("PRAGMA freelist_count")
                 if pages - unused > room:
                     more |= self._delete("SELECT seq FROM records ORDER BY seq LIMIT ?", TRIM_ROWS)
-                elif pages > room:
+                elif pages > room + self._wal_pages:  # what was deleted is used again; only a lower limit shrinks
                     connection.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
                     more = True
         return more
@@ -228,7 +250,9 @@ class Store:
         """The mark of each followed file. Raises JournalError."""
         with self._border():
             rows = self._open().execute("SELECT path, dev, ino, offset, fingerprint FROM marks").fetchall()
-        found = (FileMark(os.fsdecode(path), int(dev), int(ino), *rest) for path, dev, ino, *rest in rows)
+        found = (
+            FileMark(path.decode(errors="surrogatepass"), int(dev), int(ino), *rest) for path, dev, ino, *rest in rows
+        )
         return {mark.path: mark for mark in found}
 
     def _open(self) -> sqlite3.Connection:
@@ -249,7 +273,7 @@ class Store:
         if version == 0:
             connection.executescript(_SCHEMA)
         elif version != SCHEMA_VERSION:
-            raise sqlite3.DatabaseError(f"it is of version {version}; this program writes {SCHEMA_VERSION}")
+            raise _AnotherVersion(f"the journal is of version {version}; this program writes {SCHEMA_VERSION}")
         self._page = self._number("PRAGMA page_size")
         if self._max_bytes:
             self._wal_pages = min(MAX_WAL_PAGES, self._max_bytes // self._page // 8)
@@ -277,44 +301,33 @@ class Store:
             yield
         except (sqlite3.Error, OSError) as error:
             self.close()  # rolls back
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _CORRUPT:
+            if not isinstance(error, _AnotherVersion) and getattr(error, "sqlite_errorcode", 0) & 0xFF not in _CORRUPT:
                 raise JournalError(str(error)) from error
-            said = set_aside(self.path)
-            for suffix in ("-wal", "-shm"):  # of no use to a new file, and deadly to it
-                with contextlib.suppress(OSError):
-                    os.unlink(f"{self.path}{suffix}")
+            said = set_aside(self.path, "-wal", "-shm")
             raise StoreCorrupt(f"{error}; {said}") from error
 
 
 class _Batch:
     """Entries on their way into one transaction. `taken`: how many went in before `BATCH_BYTES` were reached."""
 
-    def __init__(self, entries: Sequence[Entry], now_ns: int) -> None:
+    def __init__(self, entries: Sequence[Entry]) -> None:
         self._entries = entries
-        self._now_ns = now_ns
         self.taken = 0
         self.marks: dict[str, tuple[bytes, str, str, int, str]] = {}
         self.repeats: list[tuple[int, str]] = []
 
-    def rows(self) -> Iterator[tuple[str, str, str, str, int, int, bytes, bool]]:
-        """Record by record, encoded as SQLite asks for it; marks and repeats are put aside on the way."""
+    def rows(self) -> Iterator[Row]:
+        """Row by row, as SQLite asks for them; marks and repeats are put aside on the way."""
         size = 0
         for entry in self._entries:
             if size > BATCH_BYTES:
                 return
             self.taken += 1
-            if isinstance(entry, Record):
-                body = encode(entry)
-                size += len(body)
-                yield self._row(entry, body)
+            if isinstance(entry, Row):
+                size += len(entry.body)
+                yield entry
             elif isinstance(entry, Repeats):
                 self.repeats.append((min(entry.count, _MAX_INTEGER), entry.act))
             else:
-                path = os.fsencode(entry.path)
+                path = entry.path.encode(errors="surrogatepass")  # a name may be any bytes
                 self.marks[entry.path] = (path, str(entry.dev), str(entry.ino), entry.offset, entry.fingerprint)
-
-    def _row(self, record: Record, body: bytes) -> tuple[str, str, str, str, int, int, bytes, bool]:
-        at_ns = min(record.timing.received_ns or self._now_ns, _MAX_INTEGER)
-        repeats = min(record.repeats, _MAX_INTEGER)
-        names = (_clean(record.act), _clean(record.alert), _clean(record.rule))
-        return (*names, str(record.verdict), at_ns, repeats, body, record.amends)

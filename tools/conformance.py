@@ -60,7 +60,7 @@ class Report(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """What Stoop gives instead of what Talon gives; `codes`: of the problems that Stoop tells."""
+    """What Stoop gives instead of what Talon gives; `codes`: of the problems, or the kind of a decoder's deviation."""
 
     gave: str
     wanted: str
@@ -155,8 +155,9 @@ def check_plan(case: dict[str, Any], event: bytes) -> Difference | None:
     if not isinstance(loaded, Loaded):
         return _refused(loaded, json.dumps(wanted)) if case["valid"] else None
     plan = plan_of(loaded, event)
-    gave = {
-        "plan": [_shown_rule(form) for form in plan],
+    gave: dict[str, Any] = {
+        # Through JSON as in the file: keys become texts.
+        "plan": json.loads(json.dumps([_shown_rule(form) for form in plan])),
         "run_ok": run_of(plan, is_error=False),
         "run_err": run_of(plan, is_error=True),
     }
@@ -206,7 +207,7 @@ _STRUCTURAL = frozenset(
 def remark_of(case: dict[str, Any]) -> str | None:
     """Whether a refused file is refused with the codes that Talon's messages were given."""
     loaded = _load(case)
-    if isinstance(loaded, Loaded) or case["valid"] or case.get("crash"):
+    if isinstance(loaded, Loaded) or case["valid"] or case.get("crash") or "quirk" in case:
         return None
     problems = [problem for problem in loaded if problem.code != "match-all"]
     if any(problem.code in _STRUCTURAL for problem in problems):
@@ -214,7 +215,7 @@ def remark_of(case: dict[str, Any]) -> str | None:
     gave = _diagnosis((p.code, p.rule, p.action, [p.detail] if p.code in _DETAILED else []) for p in problems)
     wanted = _diagnosis(_wanted(error) for error in case["errors"] if error["code"] != "param-kind-mismatch")
     if wanted and wanted[0][0].startswith("yaml-"):
-        gave = [(code, "", "", ()) for code, *_ in gave][:1]
+        gave = [(gave[0][0], "", "", ())]
     return None if gave == wanted else f"{case['id']} ({case['note']}): codes {gave}, Talon's {wanted}"
 
 
@@ -232,7 +233,7 @@ def deviation_of(case: dict[str, Any], event: bytes) -> Deviation | None:
     kind = case["kind"]
     if kind == "decode":
         said = check_decode_case(case)
-        difference = None if said is None else Difference(said, "as the case says")
+        difference = None if said is None else Difference(said, "as the case says", (said.partition(":")[0],))
     elif kind == "check":
         difference = check_check(case)
     else:

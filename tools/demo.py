@@ -29,8 +29,8 @@ from rich.table import Table
 
 from stoop import control
 from stoop.cli import children
-from stoop.cli.records import STEPS, record_line
-from stoop.cli.running import agent_command, running_agent, wait_ready
+from stoop.cli.records import STEPS
+from stoop.cli.running import agent_command, running_agent, show_records, wait_ready
 from stoop.cli.screen import OUTCOME_STYLES, duration, err, out, plain, text
 from stoop.errors import StoopError, UserError
 from stoop.log import timestamp
@@ -201,7 +201,7 @@ def show(said: Mapping[str, Any], record: Mapping[str, Any] | None, pid: int, st
         return
     target = record.get("target") or {}
     outcome = str(record.get("outcome"))
-    whom = f"{target.get('comm', '?')}, pid {target.get('pid', pid)}, {target.get('exe', '')}, uid {target.get('uid', '?')}"
+    whom = f"{target.get('comm', '?')}, pid {target.get('pid', pid)}, {target.get('exe', '')}, uid {target.get('uid')}"
     console.print(text(("rule      ", "bold"), str(record.get("rule"))))
     console.print(text(("done      ", "bold"), f"{record.get('action')} ({record.get('actionner')}) to {whom}"))
     if proven := target.get("proven_by"):
@@ -256,9 +256,7 @@ def listen(agent: subprocess.Popen[bytes]) -> None:
     ):
         console.print(text("  ", (command, "cyan"), (f"  # {why}", "dim")))
     with control.Follow(configuration()["control"]["path"]) as records:
-        while not records.closed:
-            for record in records.read(None):
-                console.print(record_line(record))
+        show_records(records)
     agent.wait()
     raise UserError(f"the agent ended by itself with status {agent.returncode}", hint="its log is var/agent.log")
 

@@ -29,7 +29,7 @@ MAX_INSIDE = 1024
 a container must not be able to hide the others by making very many."""
 
 MAX_NESTED = 4096
-"""Directories inside one container whose members are listed. With more it counts as not empty where only a list tells."""
+"""Directories inside one container whose members are listed. With more, a v1 container never counts as empty."""
 
 V2 = "v2"
 FREEZER = "freezer"

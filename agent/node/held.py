@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -10,7 +11,7 @@ from types import TracebackType
 import trio
 
 from agent.node.procfs import Procfs
-from stoop.errors import ActFailed
+from stoop.errors import ActFailed, TargetGone, TargetRefused
 from stoop.spec import ProcessFacts
 
 
@@ -82,3 +83,25 @@ def pidfd_ready(fd: int) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def open_pidfd(pid: int) -> int:
+    """A new pidfd, the caller's to close. Raises TargetGone (no such process), TargetRefused (a thread, no files left)."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise TargetGone("no process has that pid any more") from None
+    except OSError as error:
+        # The kernel takes first threads only (EINVAL; ENOENT since 6.9).
+        if error.errno in (errno.EINVAL, errno.ENOENT):
+            raise TargetRefused(f"{pid} is the number of a thread, not of a process") from error
+        raise TargetRefused(f"pid {pid} can't be held: {error.strerror}{hint(error)}") from error
+
+
+def hint(error: OSError) -> str:
+    """What a person can do about it, in brackets; "" where we know nothing."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return " (raise the limit of open files, RLIMIT_NOFILE)"
+    if isinstance(error, PermissionError):
+        return " (CAP_SYS_PTRACE is needed)"
+    return ""

@@ -1,7 +1,7 @@
 """What /proc tells of a process (proc(5)), read fast and without ever waiting for a foreign file system.
 
-Sizes and layouts: fs/proc/array.c of the kernel. `cmdline`, `environ` and `maps` are left alone on purpose: reading them
-takes the target's memory lock, and a target that pages from FUSE can hold that for ever.
+Sizes and layouts: fs/proc/array.c of the kernel. `cmdline`, `environ` and `maps` are left alone on purpose: reading
+them takes the target's memory lock, and a target that pages from FUSE can hold that for ever.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def file_identity(directory: int, name: str) -> tuple[int, int]:
 
 
 class Procfs:
-    """A mounted proc file system. Every method raises FileNotFoundError or ProcessLookupError for a process that ended."""
+    """A mounted proc file system. Methods raise FileNotFoundError or ProcessLookupError for a process that has gone."""
 
     def __init__(self, root: str) -> None:
         self.root = root

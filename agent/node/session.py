@@ -37,7 +37,7 @@ class Member(NamedTuple):
 
 
 def init_of(members: Mapping[int, Member]) -> int:
-    """The process that a container began with: pid 1 of its own (outermost) pid namespace, else the oldest. 0: empty."""
+    """The process that a container began with: pid 1 of its outermost pid namespace, else the oldest. 0: empty."""
     if not members:
         return 0
     depth = min(len(member.ns_pids) for member in members.values())
@@ -81,7 +81,7 @@ class _Sorter:
             return top
         if top != self._init and self._reaped_on_the_node(top):
             raise TargetRefused(
-                "its container has the node's pid namespace: an exec can't be told from an orphan there (use scope: tree)"
+                "its container has the node's pid namespace, where an exec can't be told from an orphan (use scope: tree)"
             )
         found = {entry for entry in self._entries if self._left_behind(chain, self._members[entry].sid)}
         if len(found) == 1:

@@ -7,6 +7,8 @@ genetlink.h and netlink.h; kernel/taskstats.c; docs/decisions/0003-start-time-by
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import struct
 import time
@@ -43,7 +45,7 @@ _STALE_MAX = 8
 
 _TRIES = 3
 _GOOD_NS = 20_000
-"""A query usually takes below 10 µs. When the agent was interrupted in the middle it is asked again for a tighter answer."""
+"""A query usually takes below 10 µs. If the agent was interrupted in the middle it asks again, for a tighter answer."""
 
 
 class Taskstats:
@@ -125,16 +127,16 @@ class Taskstats:
             if sequence != self._sequence:
                 continue
             if kind == _NLMSG_ERROR:
-                return self._refusal(data)
+                _raise_unless_gone(data)
+                return None
             return data[_HEADER.size + _GENL_HEADER.size : length]
         raise OSError("netlink answers something else")
 
-    def _refusal(self, data: bytes) -> None:
-        number = -struct.unpack_from("=i", data, _HEADER.size)[0]
-        error = OSError(number, "taskstats")  # OSError makes itself the subclass that belongs to the number
-        if isinstance(error, ProcessLookupError):
-            return
-        raise error
+
+def _raise_unless_gone(data: bytes) -> None:
+    number = -struct.unpack_from("=i", data, _HEADER.size)[0]
+    if number != errno.ESRCH:
+        raise OSError(number, os.strerror(number))
 
 
 def _attribute(kind: int, payload: bytes) -> bytes:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 FINE, FINDINGS, USAGE = 0, 1, 2
-"""Exit codes: fine · findings (what was asked about is not as it should be) · usage, or something a person must mend."""
+"""Exit codes: fine · findings (what was asked about is not as it should be) · usage, or what a person must mend."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells do it."""

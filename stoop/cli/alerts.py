@@ -56,4 +56,3 @@ def at_now(alert: bytes) -> bytes:
             if name in fields:
                 fields[name] = now_ns
     return json.dumps(value, separators=(",", ":")).encode()
-

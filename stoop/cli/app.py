@@ -14,7 +14,13 @@ from stoop.errors import AlertError, RulesError, StoopError
 
 
 def _typer(help_text: str) -> typer.Typer:
-    return typer.Typer(help=help_text, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    return typer.Typer(
+        help=help_text,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"max_content_width": 120, "help_option_names": ["-h", "--help"]},
+    )
 
 
 def _group(parent: typer.Typer, name: str, help_text: str, commands: dict[str, Callable[..., int]]) -> None:
@@ -55,13 +61,16 @@ def build() -> typer.Typer:
 def run_command(argv: list[str]) -> int:
     """Run the command that these arguments name; errors become lines on stderr. Returns the exit code."""
     app = build()
-    groups = {group.name for group in app.registered_groups}
+    groups = {str(group.name) for group in app.registered_groups}
+    commands = groups | {str(command.name) for command in app.registered_commands}
     if not argv or (len(argv) == 1 and argv[0] in groups):
         argv = [*argv, "--help"]
     try:
         code = typer.main.get_command(app).main(args=argv, prog_name="stoop", standalone_mode=False)
     except typer.TyperException as error:
-        return _complain(f"{error.format_message()} (see `stoop {_words(argv)}--help`)")
+        command = f" {argv[0]}" if argv[0] in commands else ""
+        # Typer checks values with pydantic, whose preamble says nothing to a person.
+        return _complain(f"{error.format_message().replace('Value error, ', '')} (see `stoop{command} --help`)")
     except typer.Abort:
         return _complain("aborted")
     except RulesError as error:
@@ -75,16 +84,6 @@ def run_command(argv: list[str]) -> int:
             _complain(line)
         return USAGE
     return code if isinstance(code, int) else FINE
-
-
-def _words(argv: list[str]) -> str:
-    """The command's own words of a command line, for the hint."""
-    words = []
-    for word in argv[:2]:
-        if not word.replace("-", "").isalpha() or word.startswith("-"):
-            break
-        words.append(word)
-    return "".join(f"{word} " for word in words[:1])
 
 
 def _complain(message: str) -> int:

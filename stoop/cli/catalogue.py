@@ -15,21 +15,21 @@ from stoop.spec import Action, OutputUse, Spec
 
 
 def list_actions() -> int:
-    """What rules may name as `actionner`, with parameters, rights and an example."""
+    """List what rules may name as `actionner`."""
     for action in CATALOGUE.actions.values():
         _block(action.spec.name, _action(action))
     return FINE
 
 
 def list_outputs() -> int:
-    """Where the evidence of an action may go."""
+    """List where the evidence of an action may go."""
     for output in CATALOGUE.outputs.values():
         _block(output.name, _spec(output))
     return FINE
 
 
 def list_notifiers() -> int:
-    """Who can be told of what was done."""
+    """List who can be told of what was done."""
     for notifier in CATALOGUE.notifiers.values():
         _block(notifier.name, _spec(notifier))
     return FINE

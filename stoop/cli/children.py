@@ -42,7 +42,7 @@ def start(
         stderr=stderr,
         cwd=cwd,
         process_group=0,
-        preexec_fn=bind_to_parent,  # noqa: PLW1509 - see above
+        preexec_fn=bind_to_parent,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import shlex
+from dataclasses import dataclass
 from urllib.parse import quote
 
 APPENDED_FIELDS = (
@@ -40,6 +41,16 @@ class Way(enum.StrEnum):
     FILE = "file"
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where the agent takes alerts: its unix socket, its HTTP address, the file that it follows."""
+
+    socket: str
+    address: str
+    port: int
+    events_file: str
+
+
 ABOUT = {
     Way.UNIX_HTTP: "http_output over the agent's unix socket: the fastest, no open port, no helper program",
     Way.PROGRAM: "program_output: curl brings each alert over the unix socket",
@@ -48,11 +59,11 @@ ABOUT = {
 }
 
 
-def falco_config(ways: tuple[Way, ...], *, socket: str, address: str, port: int, events_file: str) -> str:
+def falco_config(ways: tuple[Way, ...], places: Places) -> str:
     """Falco's settings for these ways as one YAML document. The first is live, the others are commented out."""
     parts = [_common()]
     for number, way in enumerate(ways):
-        body = _WRITERS[way](socket=socket, address=address, port=port, events_file=events_file)
+        body = _body(way, places)
         head = f"# ---- {way}: {ABOUT[way]}\n"
         parts.append(head + (body if number == 0 else _commented(body)))
     return "\n".join(parts)
@@ -65,69 +76,79 @@ def append_output() -> str:
 
 
 def _common() -> str:
-    return (
-        "# falco.yaml: add this to Falco's configuration, for example as /etc/falco/config.d/stoop.yaml (Falco 0.39 or\n"
-        "# later). In Falco's Helm chart it goes below the key `falco:`.\n"
-        "json_output: true\n"
-        "json_include_output_fields_property: true\n"
-        "\n"
-        "# No default rule says which process it is about; Stoop acts on none without proc.pid. The container.* and k8s.*\n"
-        "# fields need Falco's container plugin, which it loads by default.\n" + append_output()
-    )
+    return f"""\
+# falco.yaml: add this to Falco's configuration, for example as /etc/falco/config.d/stoop.yaml (Falco 0.39 or later).
+# In Falco's Helm chart it goes below the key `falco:`.
+json_output: true
+json_include_output_fields_property: true
+
+# No default rule says which process it is about, and Stoop acts on none without proc.pid. The container.* and k8s.*
+# fields need Falco's container plugin, which it loads by default.
+{append_output()}"""
 
 
 def _commented(body: str) -> str:
-    return "".join(f"# {line}\n" if line and not line.startswith("#") else f"{line or '#'}\n" for line in body.splitlines())
+    """The lines as comments; comments stay as they are."""
+    return "".join(line if line.startswith("#") else f"# {line}" for line in body.splitlines(keepends=True))
 
 
-def _unix_http(*, socket: str, **_: object) -> str:
-    return (
-        "# Falco needs this in its environment (systemd: `Environment=` in a drop-in; Helm: `extra.env`); it concerns\n"
-        "# only plain http:// URLs:\n"
-        f"#   http_proxy=socks5h://localhost{quote(socket)}\n"
-        "# In a container, mount the socket's directory into Falco's container as well.\n"
-        "http_output:\n"
-        "  enabled: true\n"
-        "  url: http://stoop/\n"
-    )
+def _body(way: Way, places: Places) -> str:
+    match way:
+        case Way.UNIX_HTTP:
+            return _unix_http(places.socket)
+        case Way.PROGRAM:
+            return _program(places.socket)
+        case Way.HTTP:
+            return _http(places.address, places.port)
+        case Way.FILE:
+            return _file(places.events_file)
 
 
-def _program(*, socket: str, **_: object) -> str:
+def _unix_http(socket: str) -> str:
+    return f"""\
+# Falco needs this in its environment (systemd: `Environment=` in a drop-in; Helm: `extra.env`). It concerns plain
+# http:// URLs only:
+#   http_proxy=socks5h://localhost{quote(socket)}
+# In a container, mount the socket's directory into Falco's container as well.
+http_output:
+  enabled: true
+  url: http://stoop/
+"""
+
+
+def _program(socket: str) -> str:
     command = f"until curl -sN -T . --unix-socket {shlex.quote(socket)} http://stoop/; do sleep 1; done"
-    return (
-        "# curl begins anew when the agent was restarted. Falco before 0.44 buffers this output unless it runs with -U.\n"
-        "program_output:\n"
-        "  enabled: true\n"
-        "  keep_alive: true\n"
-        f"  program: {_yaml_quoted(command)}\n"
-    )
+    return f"""\
+# curl begins anew after a restart of the agent. Falco before 0.44 buffers this output unless it runs with -U.
+program_output:
+  enabled: true
+  keep_alive: true
+  program: {_yaml_quoted(command)}
+"""
 
 
-def _http(*, address: str, port: int, **_: object) -> str:
+def _http(address: str, port: int) -> str:
     host = f"[{address}]" if ":" in address else address
-    return (
-        "# stoop.yaml needs:  intake: {http: {address: "
-        f'"{address}", port: {port}, token_file: /etc/stoop/token}}}}\n'
-        "# Falco takes the token from its environment: STOOP_TOKEN=<what is in /etc/stoop/token>\n"
-        "http_output:\n"
-        "  enabled: true\n"
-        f"  url: http://falco:${{STOOP_TOKEN}}@{host}:{port}/\n"
-    )
+    intake = f'{{http: {{address: "{address}", port: {port}, token_file: /etc/stoop/token}}}}'
+    return f"""\
+# stoop.yaml needs:  intake: {intake}
+# Falco takes the token from its environment: STOOP_TOKEN=<what is in /etc/stoop/token>
+http_output:
+  enabled: true
+  url: http://falco:${{STOOP_TOKEN}}@{host}:{port}/
+"""
 
 
-def _file(*, events_file: str, **_: object) -> str:
-    return (
-        f"# stoop.yaml needs:  intake: {{file: {{path: {events_file}}}}}\n"
-        "file_output:\n"
-        "  enabled: true\n"
-        "  keep_alive: false\n"
-        f"  filename: {_yaml_quoted(events_file)}\n"
-    )
+def _file(events_file: str) -> str:
+    return f"""\
+# stoop.yaml needs:  intake: {{file: {{path: {events_file}}}}}
+file_output:
+  enabled: true
+  keep_alive: false
+  filename: {_yaml_quoted(events_file)}
+"""
 
 
 def _yaml_quoted(value: str) -> str:
     """A YAML double-quoted scalar (YAML 1.2, 7.3.1)."""
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-_WRITERS = {Way.UNIX_HTTP: _unix_http, Way.PROGRAM: _program, Way.HTTP: _http, Way.FILE: _file}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,9 +17,17 @@ from stoop.cli.options import ConfigOption, JsonOption, control_path, load_confi
 from stoop.cli.records import record_line
 from stoop.cli.screen import json_line, out
 from stoop.errors import UserError
-from stoop.history import read
 
-OutcomeWord = enum.StrEnum("OutcomeWord", ["done", "skipped", "refused", "failed", "expired", "would"])  # type: ignore[misc]
+
+class OutcomeWord(enum.StrEnum):
+    """How an act may have ended, as words of the command line."""
+
+    DONE = "done"
+    SKIPPED = "skipped"
+    REFUSED = "refused"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    WOULD = "would"
 
 
 def history(  # noqa: PLR0913 - a command's flags are its parameters
@@ -28,32 +37,53 @@ def history(  # noqa: PLR0913 - a command's flags are its parameters
         str | None, typer.Option("--since", metavar="TIME", help="Only this far back, such as 1h.", show_default=False)
     ] = None,
     rule: Annotated[str | None, typer.Option("--rule", help="Only this rule.", show_default=False)] = None,
-    outcome: Annotated[OutcomeWord | None, typer.Option("--outcome", help="Only this outcome.", show_default=False)] = None,
+    outcome: Annotated[
+        OutcomeWord | None, typer.Option("--outcome", help="Only this outcome.", show_default=False)
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most the last N.", metavar="N")] = 1000,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Then go on with what the agent does, until Ctrl-C.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Then go on with what the agent does, until Ctrl-C.")
+    ] = False,
 ) -> int:
-    """What was done: one line an act, the oldest first."""
+    """Show what was done, one line an act.
+
+    The oldest comes first.
+    """
     since_ns = None if since is None else time.time_ns() - time_span(since, "--since")
     loaded = load_config(config)
     wanted = None if outcome is None else str(outcome.value)
-    # Followed first, so that no record falls between what was read and what follows.
-    live = control.Follow(control_path(config)) if follow else None
-    if live is None:
+    if not follow:
         _show_past(loaded.state_dir, as_json, since_ns=since_ns, rule=rule, outcome=wanted, limit=limit)
         return FINE
-    with live:
-        _show_past(loaded.state_dir, as_json, since_ns=since_ns, rule=rule, outcome=wanted, limit=limit)
+    # Followed first, then read: no record falls between the two, and what is in both is shown once.
+    with control.Follow(control_path(config)) as live:
+        shown = _show_past(loaded.state_dir, as_json, since_ns=since_ns, rule=rule, outcome=wanted, limit=limit)
         for record in live:
-            if (rule is None or record.get("rule") == rule) and (wanted is None or record.get("outcome") == wanted):
+            wants = (rule is None or record.get("rule") == rule) and wanted in (None, record.get("outcome"))
+            if wants and _key(record) not in shown:
                 _show(record, as_json)
-    raise UserError("the agent ended", hint="`stoop history` still reads its journal")
+                sys.stdout.flush()
+    raise UserError("the agent ended", hint="`stoop history` without -f reads its journal")
 
 
-def _show_past(state_dir: str, as_json: bool, **asked: Any) -> None:
+def _key(record: dict[str, Any]) -> tuple[Any, Any]:
+    return record.get("act"), record.get("amended")
+
+
+def _show_past(state_dir: str, as_json: bool, **asked: Any) -> set[tuple[Any, Any]]:
+    """Show what the journal holds; which records it was."""
+    # Only who asks for history pays for SQLite.
+    from stoop.history import read
+
     if not Path(state_dir).is_dir():
-        raise UserError("there is no journal: no such directory", where=state_dir, hint="is -c the agent's configuration?")
+        raise UserError(
+            "there is no journal: no such directory", where=state_dir, hint="is -c the agent's configuration?"
+        )
+    shown = set()
     for record in read(state_dir, **asked):
         _show(record, as_json)
+        shown.add(_key(record))
+    return shown
 
 
 def _show(record: dict[str, Any], as_json: bool) -> None:

@@ -12,7 +12,7 @@ from stoop import control
 from stoop.cli import FINDINGS, FINE
 from stoop.cli.options import ConfigOption, JsonOption, control_path
 from stoop.cli.screen import json_line, out, text
-from stoop.cli.status_text import findings, status_lines
+from stoop.cli.status_text import findings, status_lines, until
 from stoop.config_values import parse_duration
 from stoop.errors import UserError
 from stoop.spec import Mode
@@ -27,7 +27,7 @@ class ModeWord(enum.StrEnum):
 
 
 def status(config: ConfigOption = None, as_json: JsonOption = False) -> int:
-    """How the running agent is. Exit 1 when something is not as it should be."""
+    """Show how the running agent is. Exit 1 when something is not as it should be."""
     result = _mapping(control.ask(control_path(config), control.Status()))
     found = findings(result)
     if as_json:
@@ -42,29 +42,43 @@ def status(config: ConfigOption = None, as_json: JsonOption = False) -> int:
 
 
 def mode(
-    to: Annotated[ModeWord, typer.Argument(help="What the agent may do from now on.", show_default=False)],
+    to: Annotated[
+        ModeWord,
+        typer.Argument(metavar="off|observe|enforce", help="What the agent may do from now on.", show_default=False),
+    ],
     for_: Annotated[
         str | None,
-        typer.Option("--for", metavar="TIME", help="Only for this long, such as 30m or 1h; then back.", show_default=False),
+        typer.Option(
+            "--for", metavar="TIME", help="Only for this long, such as 30m or 1h; then back.", show_default=False
+        ),
     ] = None,
     config: ConfigOption = None,
 ) -> int:
-    """Change what the agent may do: at once, without a restart, kept over restarts. `off` is the emergency stop."""
+    """Change what the agent may do, at once.
+
+    Without a restart, and kept over restarts. `off` is the emergency stop.
+    """
     seconds = None if for_ is None else time_span(for_, "--for") / 1e9
     if seconds is not None and not 0 < seconds <= control.MAX_FOR_S:
-        raise UserError(f"--for takes more than 0 and at most {control.MAX_FOR_S / 86400:g}d", hint="leave it out for good")
+        raise UserError(
+            f"--for takes more than 0 and at most {control.MAX_FOR_S / 86400:g}d", hint="leave it out for good"
+        )
     result = _mapping(control.ask(control_path(config), control.SetMode(Mode(to.value), seconds)))
-    until = result.get("until") or (f"for {for_}" if for_ else "")
-    out().print(text("mode is now ", (result.get("mode", to.value), "bold"), f" {until}".rstrip()))
+    out().print(text("mode is now ", (result.get("mode", to.value), "bold"), until(result.get("until_ns"))))
     return FINE
 
 
 def arm(
-    rule: Annotated[str | None, typer.Argument(help="The rule's name, as `stoop status` shows it.", show_default=False)] = None,
+    rule: Annotated[
+        str | None, typer.Argument(help="The rule's name, as `stoop status` shows it.", show_default=False)
+    ] = None,
     every: Annotated[bool, typer.Option("--all", help="Arm every rule, and the limit over all rules.")] = False,
     config: ConfigOption = None,
 ) -> int:
-    """Arm a rule again that disarmed itself because it hit too many targets."""
+    """Arm a rule again that disarmed itself.
+
+    A rule does that when it would hit too many targets.
+    """
     if (rule is None) == (not every):
         raise UserError("name one rule, or --all", hint="`stoop status` lists the disarmed ones")
     control.ask(control_path(config), control.Arm(control.EVERY_RULE if rule is None else rule))

@@ -25,7 +25,10 @@ AGENT = (sys.executable, "-m", "agent.app")
 
 
 def run(config: ConfigOption = None, rules: RulesOption = None) -> int:
-    """Run the agent in the foreground and show each act; Ctrl-C ends both. Exit code: the agent's."""
+    """Run the agent in the foreground and show each act.
+
+    Ctrl-C ends both. The exit code is the agent's.
+    """
     loaded = load_config(config, {"rules_files": rules} if rules else None)
     with running_agent(agent_command(config_path(config), rules or [])) as agent:
         assert agent.stdout is not None
@@ -84,8 +87,17 @@ def wait_ready(stdout: IO[bytes], agent: subprocess.Popen[bytes], limit_s: float
 
 def _show_acts(path: str, agent: subprocess.Popen[bytes]) -> None:
     """A line an act until the agent ends. Raises ControlError when it can't be followed."""
-    console = out()
     with control.Follow(path) as records:
-        while not records.closed:
-            for record in records.read(None):
-                console.print(record_line(record))
+        show_records(records)
+
+
+def show_records(records: control.Follow) -> None:
+    """A line for each record until no more will come, and one where some were lost."""
+    console = out()
+    told = 0
+    while not records.closed:
+        for record in records.read(None):
+            console.print(record_line(record))
+        if records.lost > told:
+            console.print(text((f"… {records.lost - told} more, too fast to show (`stoop history` has them)", "dim")))
+            told = records.lost

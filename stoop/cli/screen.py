@@ -87,10 +87,9 @@ def duration(microseconds: float | None) -> str:
 def target_name(target: Mapping[str, Any]) -> str:
     """One word for a record's target: `sh[4711] in default/web-1`, or what the alert claims."""
     pid, claimed = target.get("pid"), target.get("claimed_pid")
+    name = f"pid {claimed}" if claimed is not None else ""
     if pid is not None:
         name = f"{target.get('comm') or '?'}[{pid}]"
-    else:
-        name = f"pid {claimed}" if claimed is not None else ""
     container = str(target.get("container_id") or target.get("claimed_container_id") or "")
     place = target.get("pod") or (container[:12] if container not in ("", "host") else "")
     namespace = target.get("namespace")

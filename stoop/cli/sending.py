@@ -37,19 +37,26 @@ class Tally:
     refused: list[str] = field(default_factory=list)
 
 
-def send(  # noqa: PLR0913 - a command's flags are its parameters
+def send(
     file: Annotated[str, typer.Argument(help="NDJSON or one JSON alert; - for standard input.", show_default=False)],
     to: Annotated[
         str | None,
         typer.Option(
-            "--to", metavar="SOCK|URL", help="A unix socket or http://…. Default: the configured intake.", show_default=False
+            "--to",
+            metavar="SOCK|URL",
+            help="A unix socket or http://…. Default: the configured intake.",
+            show_default=False,
         ),
     ] = None,
-    rate: Annotated[float | None, typer.Option("--rate", metavar="N", help="Alerts a second.", show_default=False)] = None,
+    rate: Annotated[
+        float | None, typer.Option("--rate", metavar="N", help="Alerts a second.", show_default=False)
+    ] = None,
     token_file: Annotated[
         str | None, typer.Option("--token-file", metavar="FILE", help="Token for a URL.", show_default=False)
     ] = None,
-    now: Annotated[bool, typer.Option("--now", help="Set the alerts' times to now, so that they are not too old.")] = False,
+    now: Annotated[
+        bool, typer.Option("--now", help="Set the alerts' times to now, so that they are not too old.")
+    ] = False,
     config: ConfigOption = None,
 ) -> int:
     """Send alerts to an agent. Exit 1 when any was refused."""
@@ -104,7 +111,9 @@ def _send_unix(path: str, alerts: Iterable[bytes]) -> Tally:
             connection.connect(path)
         except OSError as error:
             raise UserError(
-                f"nobody takes alerts there: {error.strerror or error}", where=path, hint="is the agent running? `stoop status`"
+                f"nobody takes alerts there: {error.strerror or error}",
+                where=path,
+                hint="is the agent running? `stoop status`",
             ) from error
         try:
             for alert in alerts:
@@ -143,7 +152,9 @@ def _send_http(url: str, alerts: Iterable[bytes], token_file: str | None) -> Tal
                 answer.read()
             except (OSError, http.client.HTTPException) as error:
                 raise UserError(
-                    f"no answer after {tally.sent} alerts: {error or type(error).__name__}", where=url, hint="is the agent running?"
+                    f"no answer after {tally.sent} alerts: {str(error) or type(error).__name__}",
+                    where=url,
+                    hint="is the agent running?",
                 ) from error
             tally.sent += 1
             if answer.status < 300:

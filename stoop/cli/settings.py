@@ -11,17 +11,28 @@ import typer
 
 import stoop
 from stoop.cli import FINE
-from stoop.cli.falco import Way, falco_config
+from stoop.cli.falco import Places, Way, falco_config
 from stoop.cli.options import ConfigOption, JsonOption, load_config
 from stoop.cli.screen import json_line, out, raw, text, warn
 from stoop.config import HttpIntake, printable
 
+DEFAULT_SOCKET = "/run/stoop/falco.sock"
 DEFAULT_EVENTS_FILE = "/var/log/falco/events.json"
-DEPENDENCIES = ("trio", "msgspec", "httptools", "PyYAML", "structlog", "prometheus-client", "inotify-simple", "typer", "rich")
+DEPENDENCIES = (
+    "trio",
+    "msgspec",
+    "httptools",
+    "PyYAML",
+    "structlog",
+    "prometheus-client",
+    "inotify-simple",
+    "typer",
+    "rich",
+)
 
 
 def print_config(config: ConfigOption = None, as_json: JsonOption = False) -> int:
-    """Every setting in effect, with where it came from. Secrets are masked."""
+    """Print every setting in effect, with its origin. Secrets are masked."""
     loaded = load_config(config)
     rows = printable(loaded)
     if as_json:
@@ -44,24 +55,25 @@ def print_falco_config(
     ] = None,
     config: ConfigOption = None,
 ) -> int:
-    """What to write into Falco's configuration: how to connect, and the fields that say which process is meant."""
+    """Print what to write into Falco's configuration.
+
+    How to connect, and the fields that say which process is meant.
+    """
     loaded = load_config(config)
     http = loaded.intake.http or HttpIntake()
     unix, file = loaded.intake.unix, loaded.intake.file
-    raw(
-        falco_config(
-            tuple(Way) if way is None else (way,),
-            socket=unix.path if unix is not None else "/run/stoop/falco.sock",
-            address=http.address,
-            port=http.port,
-            events_file=file.path if file is not None else DEFAULT_EVENTS_FILE,
-        )
+    places = Places(
+        socket=unix.path if unix is not None else DEFAULT_SOCKET,
+        address=http.address,
+        port=http.port or HttpIntake().port,
+        events_file=file.path if file is not None else DEFAULT_EVENTS_FILE,
     )
+    raw(falco_config(tuple(Way) if way is None else (way,), places))
     return FINE
 
 
 def version() -> int:
-    """The version of Stoop, of Python and of what it stands on."""
+    """Print the version of Stoop, of Python and of what it stands on."""
     console = out()
     console.print(text((f"stoop {stoop.__version__}", "bold")))
     console.print(text(f"Python {platform.python_version()} ({platform.python_implementation()}, {sys.executable})"))

@@ -11,6 +11,7 @@ from typing import Any
 from rich.text import Text
 
 from stoop.cli.screen import OUTCOME_STYLES, text
+from stoop.log import timestamp
 
 STALE_LAG = 10_000
 """Records not yet in the database above which its writer is said to be behind: some seconds of the worst load."""
@@ -75,6 +76,11 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[Text]:
         yield line
 
 
+def until(at_ns: object) -> str:
+    """` until TIME` of nanoseconds since the epoch; "" for 0 and for nothing."""
+    return f" until {timestamp(at_ns)}" if isinstance(at_ns, int) and at_ns else ""
+
+
 def _part(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     part = status.get(name)
     return part if isinstance(part, Mapping) else {}
@@ -97,15 +103,14 @@ def _agent(status: Mapping[str, Any]) -> str:
 
 def _mode(status: Mapping[str, Any]) -> str:
     mode = status.get("mode")
-    until = status.get("until") or status.get("mode_until")
-    return f"{mode} until {until}" if mode and until else str(mode or "")
+    return f"{mode}{until(status.get('mode_until_ns'))}" if mode else ""
 
 
 def _rules(status: Mapping[str, Any]) -> str:
     rules = _part(status, "rules")
     said = [f"{rules['count']} loaded"] if "count" in rules else []
-    if at := rules.get("loaded_at"):
-        said.append(f"at {at}")
+    if at_ns := rules.get("loaded_at_ns"):
+        said.append(f"at {timestamp(at_ns)}")
     if digest := rules.get("digest"):
         said.append(f"digest {str(digest)[:12]}")
     return ", ".join(said)

@@ -85,13 +85,11 @@ class FileIntake:
     # ---------------------------------------------------------------- which file
 
     def _look(self) -> None:
-        """Open the file if none is open; notice a truncation, and whether another file has begun in its place."""
+        """Open the file if none is open; notice when another file has begun in its place."""
         try:
             if self._tail is None:
                 self._tail = self._open()
                 self._desk.sink.opened(self._peer)
-            elif self._tail.was_cut():
-                self._restart(self._tail)
             # Opened before the old one is read to its end: what it names then may be yet another file.
             self._next = self._next or self._successor(self._tail)
         except (OSError, NotRegular) as error:
@@ -172,7 +170,10 @@ class FileIntake:
                 await trio.lowlevel.checkpoint()
 
     def _peek(self, tail: Tail) -> bytes:
+        """What comes next: of a file that was cut, its beginning."""
         try:
+            if tail.was_cut():
+                self._restart(tail)
             return tail.peek()
         except OSError as error:
             self._say(error)

@@ -7,22 +7,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-import msgspec
-
 from stoop.intake.limits import FINGERPRINT_BYTES, UNSETTLED_BATCHES
+from stoop.store import FileMark
 
-
-class FileMark(msgspec.Struct, frozen=True):
-    """Everything before `offset` of this file was read and what came of it is recorded.
-
-    `fingerprint`: of the bytes just before the offset, see `fingerprint_of`.
-    """
-
-    path: str
-    dev: int
-    ino: int
-    offset: int
-    fingerprint: str
+__all__ = ["FileMark", "Ledger", "Marks", "fingerprint_of"]
 
 
 class Marks(Protocol):

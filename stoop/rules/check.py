@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Unpack
 
 from stoop.rules.criteria import condition_of, is_balanced, is_tag, pieces_of, priority_mask, tags_of
 from stoop.rules.items import MATCH_KEYS, RULE_KEYS
 from stoop.rules.model import ANY_PRIORITY, ActionForm, Condition, MatchForm, OutputForm, RuleForm
-from stoop.rules.notes import Notes, near, shown
+from stoop.rules.notes import More, Notes, near, shown
 from stoop.rules.params import check_parameters, find_unknown, parameter_names
 from stoop.rules.raw import Place, RawAction, RawMatch, RawParameters, RawRule, Text
 from stoop.rules.scalars import Timestamp
@@ -179,14 +179,16 @@ class _Teller:
     """Tells of one rule or of one of its actions."""
 
     def __init__(self, notes: Notes, rule: str, action: str = "") -> None:
-        self._where = {"rule": rule, "action": action}
         self.notes = notes
+        self._whom: More = {"rule": rule, "action": action}
 
-    def problem(self, code: str, message: str, place: Place, **more: str) -> None:
-        self.notes.problem(code, message, place, **self._where, **more)
+    def problem(self, code: str, message: str, place: Place, **more: Unpack[More]) -> None:
+        whole: More = {**self._whom, **more}
+        self.notes.problem(code, message, place, **whole)
 
-    def warn(self, code: str, message: str, place: Place, **more: str) -> None:
-        self.notes.warn(code, message, place, **self._where, **more)
+    def warn(self, code: str, message: str, place: Place, **more: Unpack[More]) -> None:
+        whole: More = {**self._whom, **more}
+        self.notes.warn(code, message, place, **whole)
 
     def literal(self, code: str, key: str, text: Text) -> None:
         """A keyword: exactly true or false, quoted or not."""

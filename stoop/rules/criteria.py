@@ -55,7 +55,7 @@ def is_tag(text: str) -> bool:
 
 
 def pieces_of(entry: str) -> Iterator[str]:
-    """The conditions of one entry as texts: split at commas that no quoted value holds, one blank after each cut off."""
+    """The conditions of one entry as texts: split at commas outside quoted values, one blank after each cut off."""
     start = 0
     while True:
         quoted = _QUOTED.match(entry, start)

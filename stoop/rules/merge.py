@@ -118,8 +118,8 @@ def _own_output(rule: str, step: RawAction, base: RawAction, notes: Notes) -> Ra
         for name, value in base.output.values.items():
             if isinstance(value, list | dict) and value:
                 message = f"output parameter {shown(name)} can't be inherited: no output takes {kind(value)}"
-                where = {"rule": rule, "action": step.name.text, "detail": name}
-                notes.problem("param-type", message, base.output.places[name], **where)
+                place = base.output.places[name]
+                notes.problem("param-type", message, place, rule=rule, action=step.name.text, detail=name)
     return step.output
 
 
@@ -136,8 +136,8 @@ def _inherited(rule: str, step: RawAction, own: RawParameters, base: RawParamete
                 result.values[name], result.places[name] = value, place
         elif kind(mine) != kind(value):
             message = f"parameter {shown(name)}: {kind(mine)} stays, {kind(value)} is not inherited"
-            where = {"rule": rule, "action": step.name.text, "detail": name}
-            notes.warn("param-kind-mismatch", message, own.places[name], **where)
+            at = own.places[name]
+            notes.warn("param-kind-mismatch", message, at, rule=rule, action=step.name.text, detail=name)
         elif isinstance(value, list):
             result.values[name] = value + mine
         elif isinstance(value, dict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TypedDict, Unpack
 
 from stoop.errors import Problem
 from stoop.rules.raw import Place
@@ -15,6 +16,15 @@ _GUESSABLE = 48
 """The longest text for which a near word is looked for: the search is quadratic in its length."""
 
 
+class More(TypedDict, total=False):
+    """What else a problem can say."""
+
+    rule: str
+    action: str
+    detail: str
+    hint: str
+
+
 class Notes:
     """Problems and warnings of one load, in the order in which they were found."""
 
@@ -23,15 +33,15 @@ class Notes:
         self.warnings: list[Problem] = []
         self.dropped = 0
 
-    def problem(self, code: str, message: str, place: Place, **more: str) -> None:
-        """Something that makes the rules unusable. `more`: rule, action, detail, hint."""
+    def problem(self, code: str, message: str, place: Place, **more: Unpack[More]) -> None:
+        """Something that makes the rules unusable."""
         self._keep(self.problems, Problem(code, message, *place, **more))
 
     def add(self, problem: Problem) -> None:
         """The same, when it is there already."""
         self._keep(self.problems, problem)
 
-    def warn(self, code: str, message: str, place: Place, **more: str) -> None:
+    def warn(self, code: str, message: str, place: Place, **more: Unpack[More]) -> None:
         """Something odd that is loaded nevertheless."""
         self._keep(self.warnings, Problem(code, message, *place, warning=True, **more))
 

@@ -17,6 +17,11 @@ from stoop.rules.yamldoc import MAX_DEPTH, MAX_NODES, Alias, Budget, Content, Li
 
 Pairs = list[tuple[Scalar, Node]]
 
+_FREE_READS = 1000
+_MAX_ALIASED = 0.99
+"""The largest part of all reads of a file, beyond the first _FREE_READS, that may be of aliases: yaml.v3's own bound
+against small files that expand to huge ones."""
+
 
 class TooMuch(Exception):
     """Reading this file was given up; the problem is already told."""
@@ -30,6 +35,9 @@ class NodeReader:
         self.notes = notes
         self._budget = budget
         self._entered: list[int] = []
+        self._aliases_open = 0
+        self._reads = 0
+        self._aliased_reads = 0
 
     def place(self, node: Node) -> Place:
         """Where a node stands."""
@@ -47,13 +55,22 @@ class NodeReader:
             self._give_up(node, "the alias stands for something that contains it")
         if len(self._entered) > MAX_DEPTH:
             self._give_up(node, f"nested deeper than {MAX_DEPTH} once aliases are followed")
-        if not self._budget.spend():
-            self._give_up(node, f"more than {MAX_NODES} values in all rules files once aliases are followed")
+        self._aliases_open += content is not node
+        self._count(node)
         self._entered.append(id(content))
         try:
             yield content
         finally:
             self._entered.pop()
+            self._aliases_open -= content is not node
+
+    def _count(self, node: Node) -> None:
+        self._reads += 1
+        self._aliased_reads += self._aliases_open > 0
+        if self._reads > _FREE_READS and self._aliased_reads > self._reads * _MAX_ALIASED:
+            self._give_up(node, "aliases expand to far more than is written")
+        if not self._budget.spend():
+            self._give_up(node, f"more than {MAX_NODES} values in all rules files once aliases are followed")
 
     def _give_up(self, node: Node, message: str) -> None:
         self.notes.problem("yaml-limit", message, self.place(node))
@@ -135,8 +152,14 @@ class NodeReader:
                 hint = f"write it as a list: [{content.text[:60]}]" if isinstance(content, Scalar) else ""
                 self.misfit(node, f"{what} must be a list of texts, not {kind}", hint)
                 return []
-            items = [self.text(item, f"each entry of {what}") for item in content.items]
-        return [item for item in items if item.place.line]
+            found = []
+            for item in content.items:
+                text = self.text(item, f"each entry of {what}")
+                if text.place.line:
+                    found.append(text)
+                elif isinstance(item, Scalar):
+                    self.notes.warn("empty-entry", f"an empty entry of {what} is left out", self.place(item))
+            return found
 
     def is_null(self, node: Scalar) -> bool:
         """Whether a scalar is null, written out or left empty."""

@@ -17,13 +17,13 @@ from stoop.errors import Problem
 from stoop.rules.scalars import MERGE, short_tag
 
 MAX_FILE = 4 * 1024 * 1024
-"""The largest rules file, in bytes: a thousand rules take about half a MiB, and reading must stay a matter of seconds."""
+"""The largest rules file, in bytes: a thousand rules take half a MiB; reading must stay a matter of seconds."""
 
 MAX_NODES = 400_000
 """The most nodes of all files of a load, and the most that aliases may expand to: 10,000 rules have about this many."""
 
 MAX_DEPTH = 64
-"""The deepest nesting, aliases followed: rules need 8, parameters a little more; recursion must stay far from its end."""
+"""The deepest nesting, aliases followed: rules need 8, parameters little more, and reading recurses."""
 
 MAX_DIRECTIVES = 16
 """The most `%` lines: libyaml's time grows with their square."""
@@ -83,7 +83,7 @@ Content: TypeAlias = Scalar | Listing | Mapping
 
 @dataclass(slots=True)
 class Document:
-    """The first document of a file; `root` is None when there is none. `more`: another one follows, which is not read."""
+    """The first document of a file; `root` is None when there is none. `more`: another one follows, unread."""
 
     root: Node | None
     more: bool
@@ -158,7 +158,7 @@ def _syntax_hint(said: str) -> str:
     hints = {
         "block scalar": "put quotes round a value that begins with > or |, such as '>=Warning'",
         "mapping values are not allowed": "put quotes round a text that holds ': ', or mend the indentation",
-        "cannot start any token": "put quotes round a text that begins with this character; indent with spaces, not tabs",
+        "cannot start any token": "put quotes round a text that begins so; indent with spaces, not tabs",
         "undefined alias": "define it before with &name, or put quotes round a text that begins with *",
         "did not find expected": "check the indentation of this line and the one before, and that quotes are closed",
     }

@@ -14,6 +14,7 @@ import yaml
 import stoop.actions
 from stoop.actions import ACTIONS
 from stoop.catalogue import CATALOGUE, build
+from stoop.rules import load
 from stoop.spec import Action, ActionSpec, NoParameters, OutputUse, Reach, Scope, TargetKind
 
 REQUIRED = object()
@@ -210,6 +211,13 @@ def test_its_example_shows_it(spec: ActionSpec) -> None:
         assert spec.check is None or list(spec.check(params)) == []
         assert spec.output is not OutputUse.REQUIRED or step["output"]["target"] in CATALOGUE.outputs
     assert any("rule" in item and item["match"] for item in example)
+
+
+@each_spec
+def test_its_example_loads_without_a_warning(spec: ActionSpec) -> None:
+    loaded = load([(spec.name, spec.example.encode())], CATALOGUE)
+    assert loaded.warnings == ()
+    assert spec.name in {step.actionner for rule in loaded.rules for step in rule.actions}
 
 
 @each_spec

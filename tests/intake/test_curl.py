@@ -1,5 +1,7 @@
 """curl as a foreign sender: Falco's http_output is libcurl, its program_output often curl."""
 
+# ruff: noqa: ASYNC220 - the sender is written to line by line, and starting it may take a moment
+
 from __future__ import annotations
 
 import os

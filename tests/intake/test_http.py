@@ -1,5 +1,7 @@
 """Alerts over TCP: who may send, what is said, where it listens."""
 
+# ruff: noqa: ASYNC240 - a local test file is touched in between: that is the test
+
 from __future__ import annotations
 
 import base64
@@ -90,7 +92,7 @@ async def test_the_token_file_is_read_again(
 
 
 async def test_the_start_is_refused_without_a_token(tmp_path: Path, desk: Desk) -> None:
-    with pytest.raises(StartRefused, match="need a token, on loopback too.*insecure: true"):
+    with pytest.raises(StartRefused, match=r"need a token, on loopback too.*insecure: true"):
         await HttpIntake("127.0.0.1", 0, None, False, desk).serve()
     with pytest.raises(StartRefused, match="no token"):
         await HttpIntake("127.0.0.1", 0, str(tmp_path / "missing"), False, desk).serve()
@@ -127,7 +129,7 @@ async def test_what_can_not_be_bound_is_refused(token_file: str, desk: Desk) -> 
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        with pytest.raises(StartRefused, match="can't listen: .*in use"):
+        with pytest.raises(StartRefused, match=r"can't listen: .*in use"):
             await HttpIntake("127.0.0.1", other.getsockname()[1], token_file, False, desk).serve()
     for address in ("192.0.2.1", "no.such.name.invalid"):
         with pytest.raises(StartRefused, match="can't listen"):

@@ -1,5 +1,7 @@
 """Alerts from a pipe and from a file."""
 
+# ruff: noqa: ASYNC230 - a local test file
+
 from __future__ import annotations
 
 import os

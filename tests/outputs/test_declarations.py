@@ -13,6 +13,7 @@ import yaml
 import stoop.outputs
 from stoop.catalogue import CATALOGUE
 from stoop.outputs import OUTPUTS
+from stoop.rules import load
 from stoop.spec import OutputSpec
 
 # Name, required parameters, further ones (all text, empty by default). From Falco Talon's own list.
@@ -74,3 +75,11 @@ def test_its_example_shows_it(spec: OutputSpec) -> None:
         params = msgspec.convert(step["output"]["parameters"], spec.parameters)
         assert spec.check is not None
         assert list(spec.check(params)) == []
+
+
+@each_spec
+def test_its_example_loads_without_a_warning(spec: OutputSpec) -> None:
+    loaded = load([(spec.name, spec.example.encode())], CATALOGUE)
+    assert loaded.warnings == ()
+    outputs = [step.output for rule in loaded.rules for step in rule.actions]
+    assert [output.target for output in outputs if output is not None] == [spec.name]

@@ -1,1 +1,1 @@
-
+"""Acts on processes."""

@@ -1,0 +1,1 @@
+"""Speed, each row against a floor measured alternately in the same run. `python -m bench [ROW …]`, or `make bench`."""

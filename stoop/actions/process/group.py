@@ -1,0 +1,140 @@
+"""Several processes that are to get one signal: found, held and kept from forking until two looks agree.
+
+A process that is listed is not yet one that may be signalled: between the list and the pidfd its number can come to
+mean another. So each is held, its facts are read, and it must show that it belongs.
+
+While they are gathered nobody may fork. In a container its cgroup is frozen for that time (some ms, bystanders in it
+too); elsewhere each process is stopped (SIGSTOP) as it is found, which a fork under way still outruns: hence the
+second look. What was frozen or stopped here is thawed or continued here, whatever happens.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from stoop.errors import ActFailed, TargetError, TargetGone
+from stoop.spec import ActContext, ContainerFacts, HeldProcess, NodeHost, ProcessFacts
+
+MAX_GROUP = 512
+"""Processes signalled by one act. Each costs some 100 µs and a file descriptor; more of them are `scope: container`."""
+
+SETTLE_NS = 10_000_000
+"""How long to wait until all stand still: what is stopped stands within 0.1 ms, what hangs in the kernel never does."""
+
+_STILL = frozenset("TtX")
+
+
+@contextmanager
+def frozen(host: NodeHost, container: ContainerFacts | None) -> Iterator[bool]:
+    """The container stands still inside; False where that could not be had (no container, no freezer, frozen already).
+
+    It is thawed at the end, if it was frozen here.
+    """
+    done = False
+    try:
+        if container is not None:
+            try:
+                done = host.freeze(container, True)
+            except (TargetError, ActFailed):
+                done = False  # each is stopped by itself then
+        yield done
+    finally:
+        if done and container is not None:
+            host.freeze(container, False)
+
+
+class Group:
+    """The processes of one act. It owns what it holds, the root excepted: `close` it, or hand on `extra`."""
+
+    def __init__(self, ctx: ActContext, root: HeldProcess, belongs: Callable[[ProcessFacts, Group], bool]) -> None:
+        self._host = ctx.host
+        self._protects = ctx.protects
+        self._belongs = belongs
+        self.root = root
+        self.members: dict[int, HeldProcess] = {root.facts.pid: root}
+        self.spared: dict[int, str] = {}
+        self.lost = 0  # seen, and gone or no longer shown to belong when it was held
+        self.settled = False
+        self._stopped: dict[int, HeldProcess] = {}
+        self._frozen_container = ""
+
+    @property
+    def extra(self) -> tuple[HeldProcess, ...]:
+        """What is held beside the root."""
+        return tuple(held for held in self.members.values() if held is not self.root)
+
+    @property
+    def full(self) -> bool:
+        """Whether there were more than MAX_GROUP."""
+        return len(self.members) >= MAX_GROUP
+
+    def gather(self, scan: Callable[[Group], Iterable[int]], frozen_container: str) -> None:
+        """Take in what `scan` finds until a look finds nothing new and all stand still, or until time is up.
+
+        `frozen_container`: the id of the container that stands still, "" for none. Raises ActFailed, TargetRefused.
+        """
+        self._frozen_container = frozen_container
+        until = time.monotonic_ns() + SETTLE_NS
+        self._stop(self.root)
+        while not self.full:
+            new = self._admit(scan(self))
+            self.settled = not new and all(held.state() in _STILL for held in self._stopped.values())
+            if self.settled or time.monotonic_ns() > until:
+                return
+
+    def _admit(self, pids: Iterable[int]) -> int:
+        new = 0
+        for pid in pids:
+            if pid in self.members or pid in self.spared or self.full:
+                continue
+            try:
+                held = self._host.hold(pid)
+            except TargetGone:
+                self.lost += 1
+                continue
+            except TargetError as error:
+                self.spared[pid] = error.reason
+                continue
+            if self._keep(held):
+                new += 1
+            else:
+                held.close()
+        return new
+
+    def _keep(self, held: HeldProcess) -> bool:
+        facts = held.facts
+        reason = self._protects(facts) or ("below one that is spared" if facts.ppid in self.spared else "")
+        if reason:
+            self.spared[facts.pid] = reason
+        elif not self._belongs(facts, self):
+            self.lost += 1
+        else:
+            self.members[facts.pid] = held
+            self._stop(held)
+            return True
+        return False
+
+    def _stop(self, held: HeldProcess) -> None:
+        facts = held.facts
+        stands = self._frozen_container and facts.container_id == self._frozen_container
+        # One that was stopped before stays stopped afterwards: it is not ours to continue.
+        if not stands and held.state() not in _STILL and held.signal(signal.SIGSTOP):
+            self._stopped[facts.pid] = held
+
+    def send(self, signo: int) -> int:
+        """The signal to each; how many got it. Raises ActFailed when the first can't be signalled at all."""
+        return sum(held.signal(signo) for held in self.members.values())
+
+    def resume(self) -> None:
+        """Continue what was stopped here."""
+        for held in self._stopped.values():
+            held.signal(signal.SIGCONT)
+        self._stopped.clear()
+
+    def close(self) -> None:
+        """Let go of all but the root."""
+        for held in self.extra:
+            held.close()

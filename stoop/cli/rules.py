@@ -1,0 +1,120 @@
+"""`stoop rules check` and `stoop rules print`, and how every command loads rules files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import yaml
+
+from stoop.catalogue import CATALOGUE
+from stoop.cli import FINDINGS, FINE
+from stoop.cli.options import ConfigOption, RulesOption, load_config, read_input
+from stoop.cli.screen import err, out, raw, text
+from stoop.errors import Problem, RulesError, UserError
+from stoop.rules import ActionForm, Loaded, RuleForm, load
+
+
+def check(rules: RulesOption = None, config: ConfigOption = None) -> int:
+    """Check rules files.
+
+    Every problem is told with its place, and what is odd. Exit 1 when they can't be used.
+    """
+    files = rules_files(rules, config)
+    try:
+        loaded = load_rules(files)
+    except RulesError as error:
+        for problem in error.problems:
+            _tell(problem)
+        count = len(error.problems)
+        err().print(text((f"{count} problem{'s' if count != 1 else ''}: these rules can't be used", "bold red")))
+        return FINDINGS
+    for warning in loaded.warnings:
+        _tell(warning)
+    out().print(text(("rules file valid", "green"), f": {len(loaded.rules)} rules, digest {loaded.digest[:12]}"))
+    return FINE
+
+
+def print_rules(rules: RulesOption = None, config: ConfigOption = None) -> int:
+    """Print the rules in effect.
+
+    Merged over all files, with what their actions inherit.
+    """
+    loaded = load_with_warnings(rules, config)
+    raw("---")
+    raw(yaml.safe_dump([_rule(form) for form in loaded.rules], sort_keys=False, allow_unicode=False, width=120))
+    return FINE
+
+
+def rules_files(rules: Sequence[str] | None, config: str | None) -> tuple[str, ...]:
+    """The rules files that count: the flag's, else the configuration's. Raises UserError when there are none."""
+    files = tuple(rules) if rules else load_config(config).rules_files
+    if not files:
+        raise UserError("no rules files", hint="name one with --rules")
+    return files
+
+
+def load_rules(files: Sequence[str]) -> Loaded:
+    """Read and check these files. Raises RulesError with every problem, UserError for what can't be read."""
+    return load([(name, read_input(name)) for name in files], CATALOGUE)
+
+
+def load_with_warnings(rules: Sequence[str] | None, config: str | None) -> Loaded:
+    """The same for commands that go on to use them: warnings are told on stderr."""
+    loaded = load_rules(rules_files(rules, config))
+    for warning in loaded.warnings:
+        _tell(warning)
+    return loaded
+
+
+def _tell(problem: Problem) -> None:
+    mark = ("warning: ", "yellow") if problem.warning else ("error: ", "red")
+    err().print(text(mark, str(problem)))
+
+
+def _rule(form: RuleForm) -> dict[str, Any]:
+    """A rule as it would stand in a file; what says nothing is left out."""
+    match = {
+        "rules": list(form.match.rules),
+        "output_fields": list(form.match.output_fields),
+        "priority": form.match.priority,
+        "source": form.match.source,
+        "tags": list(form.match.tags),
+    }
+    told = {
+        "rule": form.rule,
+        "description": form.description,
+        "match": {key: value for key, value in match.items() if value},
+        "continue": form.continue_,
+        "dry_run": form.dry_run,
+        "allow_host": form.allow_host or None,
+        "match_all": form.match_all or None,
+        "notifiers": list(form.notifiers),
+        "actions": [action_fields(action) for action in form.actions],
+    }
+    return {
+        key: value for key, value in told.items() if value not in ("", None, [], {}) or key in ("continue", "dry_run")
+    }
+
+
+def action_fields(action: ActionForm) -> dict[str, Any]:
+    """An action as it would stand in a file, with everything it inherits."""
+    told = {
+        "action": action.action,
+        "description": action.description,
+        "actionner": action.actionner,
+        "continue": action.continue_,
+        "ignore_errors": action.ignore_errors,
+        "additional_contexts": list(action.additional_contexts),
+        "parameters": plain_values(action.parameters),
+        "output": None
+        if action.output is None
+        else {"target": action.output.target, "parameters": plain_values(action.output.parameters)},
+    }
+    return {key: value for key, value in told.items() if value not in ("", None, [], {})}
+
+
+def plain_values(value: Any) -> Any:
+    """Values of a rules file as YAML and JSON can hold them."""
+    return msgspec.to_builtins(value, str_keys=True)
