@@ -5,11 +5,22 @@ It ends by itself when the reflex closes the socket. Exit codes: 0 so ended, 1 t
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import sys
 
 DEFAULT_FD = 3
+
+WARM_UP = (
+    """
+- rule: all is well
+  match: {rules: [A], output_fields: ["a=b"], priority: ">=Warning", tags: [t], source: syscall}
+  actions: [{action: kill, actionner: "process:kill", parameters: {signal: TERM}}]
+""",
+    "- {rule: nothing, matches: 2020-01-01, actions: [{action: a, actionner: 'kubernetes:labelize'}]}",
+    "- [",
+)
 
 
 def main(argv: list[str]) -> int:
@@ -28,8 +39,22 @@ def main(argv: list[str]) -> int:
     from stoop import log
 
     log.configure()
+    _warm_up()
     fault = privileges.drop()
     return helping.serve(sock, (fault,) if fault else ())
+
+
+def _warm_up() -> None:
+    """Load each kind of rules file once, good and bad: what the standard library imports only then (codecs, difflib) is
+    there before the rights go."""
+    from stoop import rules
+    from stoop.catalogue import CATALOGUE
+    from stoop.errors import RulesError
+
+    for text in WARM_UP:
+        for encoding in ("utf-8-sig", "utf-16"):
+            with contextlib.suppress(RulesError):
+                rules.load((("warm-up", text.encode(encoding)),), CATALOGUE)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ import msgspec
 
 from stoop.errors import AlertError
 
-# Containers inside one another, the alert itself included. Falco's alerts nest 3 deep. Each level takes one of the 1,000
-# levels of the interpreter's stack while it is read: 512 leaves the rest to the program around it.
+# Containers inside one another, the alert itself included. Falco's alerts nest 3 deep. While it is read, each level
+# takes one of the 1,000 levels of the interpreter's stack: 512 leaves the rest to the program around it.
 MAX_NESTING = 512
 
 TEXT_KEYS = frozenset({"hostname", "output", "priority", "rule", "source", "trace_id"})

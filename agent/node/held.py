@@ -86,7 +86,7 @@ def pidfd_ready(fd: int) -> bool:
 
 
 def open_pidfd(pid: int) -> int:
-    """A new pidfd, the caller's to close. Raises TargetGone (no such process), TargetRefused (a thread, no files left)."""
+    """A new pidfd, the caller's to close. Raises TargetGone (no such process), TargetRefused (a thread, EMFILE)."""
     try:
         return os.pidfd_open(pid)
     except ProcessLookupError:

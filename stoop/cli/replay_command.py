@@ -121,7 +121,7 @@ def _print_text(replayed: Replayed, bad: Sequence[str]) -> None:
         said += f", {replayed.repeats} repeats only counted"
     console.print(text((said, "bold")))
     for summary in summarize(replayed):
-        console.print(text(f"{summary.rule}: ", (f"{summary.acts} acts on {summary.targets} targets", "cyan")))
+        console.print(text(f"{summary.rule}: ", (f"acts {summary.acts}, targets {summary.targets}", "cyan")))
         for reason, count in summary.not_done.items():
             console.print(text(f"    {count} × {reason}"))
     for trip in replayed.trips:

@@ -24,6 +24,9 @@ MAX_ASKED = 500
 MAX_STEPS = 100
 """The most actions of one rule: an alert runs them in turn, each under a deadline of seconds."""
 
+_LISTABLE = 8
+"""How many names fit into a hint."""
+
 _LITERALS = {"true": True, "false": False}
 _LOCAL_FILES = frozenset({"kubernetes:script"})
 _FORMER_NAMES = {"kubernetes:labelize": "kubernetes:label"}
@@ -291,8 +294,11 @@ def _place_of(parameters: RawParameters, fault: ParameterFault, default: Place) 
 
 
 def _guess(word: str, known: Iterable[str]) -> str:
-    guess = near(word, known)
-    return f"did you mean {guess}?" if guess else f"known: {', '.join(known)}"
+    names = tuple(known)
+    guess = near(word, names)
+    if guess:
+        return f"did you mean {guess}?"
+    return f"known: {', '.join(names)}" if len(names) <= _LISTABLE else "`stoop actions list` names them"
 
 
 def _plain(texts: Iterable[Text]) -> tuple[str, ...]:

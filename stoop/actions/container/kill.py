@@ -134,7 +134,7 @@ async def verify_whole(host: NodeHost, begun: Begun) -> Outcome:
 
 
 def overdue_whole(host: NodeHost, begun: Begun) -> Outcome:
-    """What to say when the deadline passed first: who is left, in which state. It is watched on, so nothing is closed."""
+    """What to say when the deadline passed first: who is left. It is watched on, so nothing is closed."""
     held: HeldContainer = begun.held[0]
     left = host.container_members(held.container)
     init = f", its init in state {held.init.state()}" if held.init is not None else ""

@@ -1,0 +1,249 @@
+"""Real victims and real cgroups, with names like a node's. All that a test makes is gone after it, also when it fails."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import select
+import signal
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from agent.node.host import LinuxHost
+
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+PATIENCE_S = 10.0
+"""How long a test waits for what it started; then it fails."""
+
+_numbers = itertools.count()
+
+Process = subprocess.Popen[str]
+Spawn = Callable[..., Process]
+
+
+def v2_mount() -> Path | None:
+    """Where cgroup v2 is mounted: alone, or beside v1."""
+    return next((path for path in (CGROUP_ROOT, CGROUP_ROOT / "unified") if (path / "cgroup.controllers").exists()), None)
+
+
+def v1_mount(controller: str) -> Path | None:
+    path = CGROUP_ROOT / controller
+    return path if (path / "cgroup.procs").exists() and not (path / "cgroup.controllers").exists() else None
+
+
+@pytest.fixture
+def host() -> Iterator[LinuxHost]:
+    """The node as it is."""
+    made = LinuxHost()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def spawn() -> Iterator[Spawn]:
+    """Start a program; `line(process)` reads what it says, `say` tells it to go on. It is killed after the test."""
+    started: list[Process] = []
+
+    def start(*argv: str, **options: object) -> Process:
+        process: Process = subprocess.Popen(  # type: ignore[call-overload]
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+        process.wait(PATIENCE_S)
+
+
+def line(process: Process) -> str:
+    """The next line that a program writes."""
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], PATIENCE_S)
+    assert ready, f"pid {process.pid} says nothing"
+    return process.stdout.readline().strip()
+
+
+def say(process: Process, text: str = "") -> None:
+    """A line into a program's standard input."""
+    assert process.stdin is not None
+    process.stdin.write(f"{text}\n")
+    process.stdin.flush()
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def await_that(condition: Callable[[], bool], what: str) -> None:
+    """Wait for something of the machine's that can't be waited on."""
+    pause = select.poll()
+    for _ in range(int(PATIENCE_S * 1000)):
+        if condition():
+            return
+        pause.poll(1)
+    raise AssertionError(f"not seen within {PATIENCE_S:g} s: {what}")
+
+
+@dataclass
+class Box:
+    """Cgroups that look like one container's, in one or both hierarchies."""
+
+    container_id: str
+    pod_uid: str
+    v2: Path | None
+    freezer: Path | None
+    roots: list[Path] = field(default_factory=list)
+
+    @property
+    def directories(self) -> list[Path]:
+        return [path for path in (self.v2, self.freezer) if path is not None]
+
+    def add(self, pid: int) -> None:
+        """Move a process in."""
+        for directory in self.directories:
+            (directory / "cgroup.procs").write_text(str(pid))
+
+    def enter(self) -> None:
+        """Move the calling process in: a `preexec_fn`."""
+        self.add(os.getpid())
+
+    def pids(self) -> set[int]:
+        """Who is in it now, directly."""
+        return {int(pid) for path in self.directories for pid in (path / "cgroup.procs").read_text().split()}
+
+
+def _remove(root: Path) -> None:
+    """End all that is in a tree of cgroups, then remove it."""
+    directories = [Path(path) for path, _, _ in os.walk(root)]
+    for directory in directories:
+        if (directory / "freezer.state").exists():
+            (directory / "freezer.state").write_text("THAWED")
+        if (directory / "cgroup.freeze").exists():
+            (directory / "cgroup.freeze").write_text("0")
+
+    def empty() -> bool:
+        pids = [int(pid) for directory in directories for pid in (directory / "cgroup.procs").read_text().split()]
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not pids
+
+    await_that(empty, f"{root} empty")
+    for directory in reversed(directories):
+        await_that(lambda path=directory: _rmdir(path), f"{directory} removed")
+
+
+def _rmdir(path: Path) -> bool:
+    try:
+        path.rmdir()
+    except OSError:
+        return False
+    return True
+
+
+MakeBox = Callable[..., Box]
+
+
+@pytest.fixture
+def make_box() -> Iterator[MakeBox]:
+    """Make the cgroups of a container: `make_box("v2" | "v1" | "hybrid")`, or `name=` for others than a pod's."""
+    roots: list[Path] = []
+
+    def make(kind: str = "v2", name: str | None = None) -> Box:
+        if os.geteuid() != 0:
+            pytest.skip("making cgroups needs root")
+        v2 = v2_mount() if kind in ("v2", "hybrid") else None
+        v1 = v1_mount("freezer") if kind in ("v1", "hybrid") else None
+        if (kind != "v1" and v2 is None) or (kind != "v2" and v1 is None):
+            pytest.skip(f"this machine has no {kind} cgroups")
+        container_id = uuid.uuid4().hex + uuid.uuid4().hex
+        pod_uid = str(uuid.uuid4())
+        top = f"stoop-test-{os.getpid()}-{next(_numbers)}"
+        path = name if name is not None else f"kubepods/burstable/pod{pod_uid}/{container_id}"
+        box = Box(container_id, pod_uid, v2 and v2 / top / path, v1 and v1 / top / path)
+        for mount in (v2, v1):
+            if mount is not None:
+                roots.append(mount / top)
+                (mount / top / path).mkdir(parents=True)
+        return box
+
+    yield make
+    for root in reversed(roots):
+        _remove(root)
+
+
+@dataclass
+class Namespaced:
+    """A container with a pid namespace of its own: `outer` is the program that made it, `init` its pid 1."""
+
+    box: Box
+    outer: Process
+    init: int
+
+
+MakeNamespaced = Callable[..., Namespaced]
+
+
+def only_child(pid: int) -> int:
+    """The one child of a process, once there is one."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    await_that(lambda: bool(path.read_text().split()), f"pid {pid} has a child")
+    return int(path.read_text().split()[0])
+
+
+@pytest.fixture
+def make_namespaced(make_box: MakeBox, spawn: Spawn) -> MakeNamespaced:
+    """A container whose init runs this shell script, after it was put into its cgroups. It says `ready` first."""
+
+    def make(script: str, kind: str = "v2") -> Namespaced:
+        box = make_box(kind)
+        outer = spawn(
+            *("unshare", "--fork", "--kill-child", "--pid", "--mount-proc"),
+            *("sh", "-c", f"read go; echo ready; {script}"),
+        )
+        init = only_child(outer.pid)
+        box.add(init)
+        say(outer)
+        assert line(outer) == "ready"
+        return Namespaced(box, outer, init)
+
+    return make
+
+
+MakeExec = Callable[[Namespaced, str], tuple[Process, int]]
+
+
+@pytest.fixture
+def make_exec(spawn: Spawn) -> MakeExec:
+    """What `kubectl exec` does: a shell script in a container's namespaces and cgroups, in a session of its own.
+
+    Gives the program outside, and the entry's pid. The script's first line is read from it with `line`.
+    """
+
+    def make(inside: Namespaced, script: str) -> tuple[Process, int]:
+        outer = spawn(
+            *("nsenter", "--target", str(inside.init), "--pid", "--mount", "setsid"),
+            *("sh", "-c", f"read go; {script}"),
+        )
+        entry = only_child(outer.pid)
+        inside.box.add(entry)
+        say(outer)
+        return outer, entry
+
+    return make
