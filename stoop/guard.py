@@ -6,6 +6,7 @@ a cgroup that an attacker can choose is evidence, not a reason to let him go.
 
 from __future__ import annotations
 
+import enum
 import fnmatch
 import re
 from collections import OrderedDict, deque
@@ -38,6 +39,8 @@ MINUTE_NS = 60_000_000_000
 MAX_LIMIT_KEYS = 10_000
 """Rules × targets kept for the limits; the oldest goes first."""
 
+NO_TIME = "the alert carries no time, so its process can't be told from one that got the same pid later"
+ANOTHER = "pid {} was given anew: its process began after the event"
 TOO_CLOSE = "the process with pid {} began so close to the event that it may be another one"
 
 ALL_RULES = "*"
@@ -162,45 +165,29 @@ class Skew:
         return event_ns, event_ns + (lag if self.established else 0) + CLOCK_NOISE_NS
 
 
-class Proof(msgspec.Struct, frozen=True):
-    """Whether a process is the one meant: `refusal` is "" when it is; `precise` asks for a start time in µs first."""
+class Proof(enum.Enum):
+    """What the start of a process says: the one meant, another one, or too close to the event to tell."""
 
-    refusal: str = ""
-    precise: bool = False
-    by: str = ""
+    MEANT = enum.auto()
+    ANOTHER = enum.auto()
+    TOO_CLOSE = enum.auto()
 
 
-def prove(said: Claims, facts: ProcessFacts, event_ns: int, skew: Skew) -> Proof:
-    """Whether the process that now has the pid is the one that the event came from.
+def prove(start_ns: int, slack_ns: int, event_ns: int, skew: Skew) -> Proof:
+    """Whether the process that now has the pid, begun within `slack_ns` after `start_ns`, is the event's.
 
     A pid can't be given anew while its holder lives, so a holder that began before the event is the one meant. What
-    began after it is not. In between (10 ms ticks, clocks that differ) one more match is asked.
+    began after it is not. In between (10 ms ticks, clocks that differ) a finer start, then one more match is asked.
     """
-    if not event_ns:
-        return Proof(
-            refusal="the alert carries no time, so it can't be told from a process that got the same pid later"
-        )
     earliest, latest = skew.bounds(event_ns)
-    start, end = facts.start_ns, facts.start_ns + facts.start_slack_ns
-    if end <= earliest:
-        return Proof(by="start")
-    coarse = facts.start_slack_ns > CLOCK_NOISE_NS
-    if start > latest:
-        late_ms = (start - latest) / 1e6
-        return Proof(refusal=f"pid {facts.pid} was given anew: its process began {late_ms:.1f} ms after the event")
-    if coarse:
-        return Proof(precise=True, by=_one_more_match(said, facts))
-    if start <= earliest:
-        return Proof(by="start")
-    by = _one_more_match(said, facts)
-    if not by:
-        return Proof(refusal=TOO_CLOSE.format(facts.pid))
-    return Proof(by=by)
+    if start_ns + slack_ns <= earliest or (slack_ns <= CLOCK_NOISE_NS and start_ns <= earliest):
+        return Proof.MEANT
+    return Proof.ANOTHER if start_ns > latest else Proof.TOO_CLOSE
 
 
-def _one_more_match(said: Claims, facts: ProcessFacts) -> str:
+def one_more_match(said: Claims, facts: ProcessFacts) -> str:
     """The name of a claim that the facts confirm, "" when there is none. On the host a vpid is the pid: no evidence."""
-    if said.vpid and said.vpid != said.pid and said.vpid == facts.ns_pids[-1]:
+    if said.vpid and said.vpid != said.pid and facts.ns_pids and said.vpid == facts.ns_pids[-1]:
         return "proc.vpid"
     if said.ppid and said.ppid == facts.ppid:
         return "proc.ppid"
@@ -340,8 +327,8 @@ class Limits:
 
 
 def target_key(facts: ProcessFacts) -> str:
-    """What counts as one target for the limits: the container, else the executable."""
-    return facts.container_id or f"{facts.exe_dev}:{facts.exe_ino}"
+    """What counts as one target for the limits: the container, else the executable's path on the host."""
+    return facts.container_id or facts.exe or facts.comm
 
 
 def judge_container(said: Claims, container: ContainerFacts, host: HostFacts, policy: Policy) -> str:

@@ -160,6 +160,9 @@ class NotifierSpec(Spec, frozen=True, kw_only=True):
 class ProcessFacts(msgspec.Struct, frozen=True):
     """What the node says of one process, read once while its pidfd was held (proc(5)).
 
+    `hold` leaves out what is seldom needed (`NodeHost.more_facts` fills it in): `ns_pids`, `exe_dev`, `exe_ino`, and
+    `pid_ns` where the mount namespace or the cgroup tells enough.
+
     `start_ns`..`start_ns + start_slack_ns` is when it began (CLOCK_REALTIME as of now; /proc gives 10 ms ticks,
     taskstats µs).
     `ns_pids`: its pid in each nested pid namespace, ours first (`NSpid` of /proc/PID/status).
@@ -178,17 +181,17 @@ class ProcessFacts(msgspec.Struct, frozen=True):
     state: str
     comm: str
     exe: str
-    exe_dev: int
-    exe_ino: int
     uid: int
-    ns_pids: tuple[int, ...]
     threads: int
     kernel_thread: bool
     mnt_ns: int
-    pid_ns: int
     cgroups: tuple[tuple[str, str], ...]  # (controllers, path): "" for v2, as in /proc/PID/cgroup
     container_id: str = ""  # 64 hex digits, or what the runtime calls it; "" when it is in no container
     pod_uid: str = ""
+    pid_ns: int = 0
+    ns_pids: tuple[int, ...] = ()
+    exe_dev: int = 0
+    exe_ino: int = 0
 
     @property
     def identity(self) -> str:
@@ -260,8 +263,12 @@ class NodeHost(Protocol):
         """Open a pidfd, then read the facts once. Raises TargetGone, TargetRefused."""
         ...
 
-    def precise_start(self, facts: ProcessFacts) -> ProcessFacts:
-        """The same facts with the start in µs where the kernel tells (taskstats), else unchanged."""
+    def precise_start(self, facts: ProcessFacts) -> tuple[int, int]:
+        """(start, slack) in ns of CLOCK_REALTIME, in µs where the kernel tells (taskstats), else as the facts have it."""
+        ...
+
+    def more_facts(self, facts: ProcessFacts) -> ProcessFacts:
+        """The same facts with what `hold` leaves out because it is seldom needed. The caller holds the process."""
         ...
 
     def descendants(self, pid: int) -> tuple[int, ...]:

@@ -7,7 +7,19 @@ from __future__ import annotations
 
 from stoop.alert import Alert
 from stoop.errors import TargetError, TargetGone, TargetRefused
-from stoop.guard import TOO_CLOSE, Claims, Proof, Skew, claims, in_container, prove, target_pid
+from stoop.guard import (
+    ANOTHER,
+    NO_TIME,
+    TOO_CLOSE,
+    Claims,
+    Proof,
+    Skew,
+    claims,
+    in_container,
+    one_more_match,
+    prove,
+    target_pid,
+)
 from stoop.spec import ContainerFacts, HeldProcess, HostFacts, NodeHost, ProcessFacts, TargetKind
 
 POD_FIELDS = ("k8s.ns.name", "k8s.pod.name", "k8s.pod.uid", "k8s.pod.id", "container.name")
@@ -111,23 +123,25 @@ class Subject:
 
     def _hold(self) -> HeldProcess:
         process = self._host.hold(target_pid(self.alert))
-        proof = self._prove(process.facts)
-        if proof.refusal:
+        refusal = self._prove(process.facts)
+        if refusal:
             process.close()
-            raise TargetRefused(proof.refusal)
-        self.proven_by = proof.by
+            raise TargetRefused(refusal)
         return process
 
-    def _prove(self, facts: ProcessFacts) -> Proof:
-        event_ns = self.alert.time_ns
-        coarse = prove(self.said, facts, event_ns, self._skew)
-        if not coarse.precise:
-            return coarse
-        fine = prove(self.said, self._host.precise_start(facts), event_ns, self._skew)
-        if not fine.precise:
-            return fine
-        # No start in µs to be had here (it takes CAP_NET_ADMIN): the one more match decides.
-        return coarse if coarse.by else Proof(refusal=TOO_CLOSE.format(facts.pid))
+    def _prove(self, facts: ProcessFacts) -> str:
+        """ "" when it is the process meant, else why it must be left alone. Asks the node for more only when it has to."""
+        event_ns, skew = self.alert.time_ns, self._skew
+        if not event_ns:
+            return NO_TIME
+        proof = prove(facts.start_ns, facts.start_slack_ns, event_ns, skew)
+        if proof is Proof.TOO_CLOSE:
+            proof = prove(*self._host.precise_start(facts), event_ns, skew)
+        if proof is Proof.TOO_CLOSE:
+            self.proven_by = one_more_match(self.said, self._host.more_facts(facts))
+            return "" if self.proven_by else TOO_CLOSE.format(facts.pid)
+        self.proven_by = "start"
+        return "" if proof is Proof.MEANT else ANOTHER.format(facts.pid)
 
     def _find(self) -> ContainerFacts:
         claimed = self.said.container_id

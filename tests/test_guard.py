@@ -36,10 +36,7 @@ def facts(**changes: Any) -> ProcessFacts:
         state="S",
         comm="sh",
         exe="/bin/sh",
-        exe_dev=1,
-        exe_ino=77,
         uid=0,
-        ns_pids=(4321,),
         threads=1,
         kernel_thread=False,
         mnt_ns=HOST_MNT,
@@ -94,30 +91,42 @@ class TestTargetPid:
             guard.target_pid(alert_of())
 
 
+FINE = 5_000
+TICK = 10_000_000
+
+
 class TestProve:
-    def prove(self, process: ProcessFacts, event_ns: int, skew: guard.Skew | None = None, **fields: Any) -> guard.Proof:
-        said = guard.claims(alert_of(**{"proc.pid": process.pid, **fields}))
-        return guard.prove(said, process, event_ns, skew or guard.Skew())
+    @pytest.mark.parametrize(
+        ("start_ns", "slack_ns", "proof"),
+        [
+            (NOW - SECOND, TICK, guard.Proof.MEANT),
+            (NOW - TICK, TICK, guard.Proof.MEANT),
+            (NOW + SECOND, TICK, guard.Proof.ANOTHER),
+            (NOW - 3_000_000, TICK, guard.Proof.TOO_CLOSE),
+            (NOW - 3_000_000, FINE, guard.Proof.MEANT),
+            (NOW - 1_000, FINE, guard.Proof.MEANT),
+            (NOW + 50_000, FINE, guard.Proof.TOO_CLOSE),
+            (NOW + 3_000_000, FINE, guard.Proof.ANOTHER),
+        ],
+    )
+    def test_a_start_before_the_event_proves_and_one_after_it_refutes(
+        self, start_ns: int, slack_ns: int, proof: guard.Proof
+    ) -> None:
+        assert guard.prove(start_ns, slack_ns, NOW, guard.Skew()) is proof
 
-    def test_a_process_that_began_before_the_event_is_the_one_meant(self) -> None:
-        assert self.prove(facts(), NOW).by == "start"
+    def test_a_clock_that_runs_behind_is_allowed_for_once_it_is_known(self) -> None:
+        behind = skewed(*[2 * SECOND] * guard.ESTABLISHED)
+        assert guard.prove(NOW + SECOND, FINE, NOW, behind) is guard.Proof.TOO_CLOSE
+        assert guard.prove(NOW + SECOND, FINE, NOW, skewed(2 * SECOND)) is guard.Proof.ANOTHER
 
-    def test_one_that_began_after_it_is_not(self) -> None:
-        proof = self.prove(facts(start_ns=NOW + SECOND), NOW, **{"proc.ppid": 4000})
-        assert "given anew" in proof.refusal
+    def test_a_clock_that_runs_ahead_does_not_let_a_newcomer_pass(self) -> None:
+        ahead = skewed(-SECOND)
+        assert guard.prove(NOW - SECOND // 2, FINE, NOW, ahead) is guard.Proof.ANOTHER
+        assert guard.prove(NOW - 2 * SECOND, TICK, NOW, ahead) is guard.Proof.MEANT
 
-    def test_without_a_time_nothing_is_proven(self) -> None:
-        assert "no time" in self.prove(facts(), 0).refusal
 
-    def test_inside_the_same_tick_a_finer_start_is_asked_for(self) -> None:
-        assert self.prove(facts(start_ns=NOW - 3_000_000), NOW).precise
-
-    def test_a_fine_start_before_the_event_is_enough(self) -> None:
-        assert self.prove(facts(start_ns=NOW - 3_000_000, start_slack_ns=5_000), NOW).by == "start"
-
-    def test_a_fine_start_after_the_event_is_another_process(self) -> None:
-        proof = self.prove(facts(start_ns=NOW + 3_000_000, start_slack_ns=5_000), NOW, **{"proc.ppid": 4000})
-        assert "given anew" in proof.refusal
+class TestOneMoreMatch:
+    process = facts(ns_pids=(4321, 7), container_id=CONTAINER, exe_ino=77)
 
     @pytest.mark.parametrize(
         ("fields", "by"),
@@ -126,28 +135,17 @@ class TestProve:
             ({"proc.ppid": 4000}, "proc.ppid"),
             ({"proc.exe_ino": 77}, "proc.exe_ino"),
             ({"container.id": CONTAINER[:12]}, "container.id"),
+            ({}, ""),
+            ({"proc.vpid": 8, "proc.ppid": 1, "proc.exe_ino": 1, "container.id": "b" * 12}, ""),
+            ({"container.id": "host"}, ""),
         ],
     )
-    def test_inside_the_noise_of_two_clocks_one_more_match_decides(self, fields: dict[str, Any], by: str) -> None:
-        process = facts(start_ns=NOW + 50_000, start_slack_ns=5_000, ns_pids=(4321, 7), container_id=CONTAINER)
-        assert self.prove(process, NOW, **fields).by == by
-        assert "may be another" in self.prove(process, NOW).refusal
+    def test_one_claim_that_the_node_confirms_is_enough(self, fields: dict[str, Any], by: str) -> None:
+        assert guard.one_more_match(guard.claims(alert_of(**{"proc.pid": 4321, **fields})), self.process) == by
 
     def test_a_vpid_of_the_host_is_no_evidence(self) -> None:
-        process = facts(start_ns=NOW + 50_000, start_slack_ns=5_000)
-        assert self.prove(process, NOW, **{"proc.vpid": 4321}).refusal
-
-    def test_a_clock_that_runs_behind_is_allowed_for_once_it_is_known(self) -> None:
-        behind = skewed(*[2 * SECOND] * guard.ESTABLISHED)
-        process = facts(start_ns=NOW + SECOND, start_slack_ns=5_000)
-        assert self.prove(process, NOW, behind, **{"proc.ppid": 4000}).by == "proc.ppid"
-        assert self.prove(process, NOW, skewed(2 * SECOND), **{"proc.ppid": 4000}).refusal
-
-    def test_a_clock_that_runs_ahead_does_not_let_a_newcomer_pass(self) -> None:
-        ahead = skewed(-SECOND)
-        newcomer = facts(start_ns=NOW - SECOND // 2, start_slack_ns=5_000)
-        assert self.prove(newcomer, NOW, ahead).refusal
-        assert self.prove(facts(start_ns=NOW - 2 * SECOND), NOW, ahead).by == "start"
+        said = guard.claims(alert_of(**{"proc.pid": 4321, "proc.vpid": 4321}))
+        assert guard.one_more_match(said, facts(ns_pids=(4321,))) == ""
 
 
 class TestSkew:

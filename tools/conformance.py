@@ -12,7 +12,7 @@ import json
 import lzma
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ import msgspec
 from stoop import engine
 from stoop.alert import decode
 from stoop.catalogue import CATALOGUE
-from stoop.errors import Problem, RulesError
+from stoop.errors import AlertError, Problem, RulesError
 from stoop.rules import ActionForm, Loaded, Rule, RuleForm, RuleSet, load
 from tools.conformance_decode import check_decode_case
 from tools.conformance_deviations import listed_reason
@@ -73,7 +73,7 @@ class Difference(NamedTuple):
 def split_files(rules: str) -> list[tuple[str, bytes]]:
     """The rules files of a case."""
     parts = rules.split(FILE_SEPARATOR)
-    return [(f"file {number}", part.encode()) for number, part in enumerate(parts, 1)]
+    return [(f"file {number}", part.encode("utf-8", "surrogatepass")) for number, part in enumerate(parts, 1)]
 
 
 def _load(case: dict[str, Any]) -> Loaded | tuple[Problem, ...]:
@@ -237,11 +237,20 @@ def deviation_of(case: dict[str, Any], event: bytes) -> Deviation | None:
     elif kind == "check":
         difference = check_check(case)
     else:
-        difference = (check_match if kind == "match" else check_plan)(case, event)
+        difference = _check_event(check_match if kind == "match" else check_plan, case, event)
     if difference is None:
         return None
     reason = case.get("quirk") or listed_reason(case, difference.codes)
     return Deviation(case["id"], case.get("note", ""), difference.gave, difference.wanted, reason)
+
+
+def _check_event(
+    check: Callable[[dict[str, Any], bytes], Difference | None], case: dict[str, Any], event: bytes
+) -> Difference | None:
+    try:
+        return check(case, event)
+    except AlertError as error:
+        return Difference(f"no alert: {error}", "an alert", (error.kind,))
 
 
 def read_cases(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:

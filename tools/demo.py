@@ -172,13 +172,10 @@ def find_record(records: control.Follow, pid: int) -> dict[str, Any] | None:
 def attack() -> bool:
     """Stage it, show what happened; whether the victim died and the bystander lives."""
     with control.Follow(configuration()["control"]["path"]) as records, shell() as victim, shell() as bystander:
-        said = alert(victim)
-        out().print(
-            text(
-                ("\nstaged    ", "bold"),
-                f"a shell, pid {victim.pid}, and a bystander of the same kind, pid {bystander.pid}",
-            )
-        )
+        staged = f"a shell, pid {victim.pid}, and a bystander of the same kind, pid {bystander.pid}"
+        out().print()
+        out().print(text(("staged    ", "bold"), staged))
+        said = alert(victim)  # its time is the event's: stamped last, so that nothing of ours counts as Falco's delay
         send(said)
         died = exited(victim, DEATH_S)
         record = find_record(records, victim.pid)
@@ -220,7 +217,7 @@ def _steps(record: Mapping[str, Any]) -> Table:
     """µs for each step, since the alert was read and since the event."""
     meaning = {
         "received": "alert read from the socket",
-        "decided": "rule matched, target proven, guard passed",
+        "decided": "matched, proven, allowed",
         "acted": "signal sent",
         "verified": "exit seen",
     }
@@ -247,7 +244,8 @@ def listen(agent: subprocess.Popen[bytes]) -> None:
     """Say how to go on, then show each act until Ctrl-C or the agent's end."""
     stoop = _stoop_command()
     console = out()
-    console.print(text(("\nlistening ", "bold"), "until Ctrl-C. From the checkout, in another terminal:"))
+    console.print()
+    console.print(text(("listening ", "bold"), "until Ctrl-C. From the checkout, in another terminal:"))
     for command, why in (
         (f"{stoop} send ALERT.json --now -c var/stoop.yaml", "an alert of your own"),
         (f"{stoop} history -c var/stoop.yaml", "what was done"),

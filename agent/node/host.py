@@ -9,7 +9,7 @@ import msgspec
 
 from agent.node.cgroup import Cgroups
 from agent.node.containers import Containers
-from agent.node.facts import EXITED, read_facts
+from agent.node.facts import EXITED, more_facts, read_facts
 from agent.node.held import LinuxHeld, hint, open_pidfd, pidfd_ready
 from agent.node.procfs import TICK_NS, Procfs, realtime_minus_boottime_ns
 from agent.node.session import entry_of
@@ -72,20 +72,27 @@ class LinuxHost:
         except OSError as error:
             raise TargetRefused(f"pid {pid} can't be read: {error.strerror}{hint(error)}") from error
 
-    def precise_start(self, facts: ProcessFacts) -> ProcessFacts:
-        """The same facts with the start in µs, where taskstats tells and agrees with the tick; else unchanged.
+    def precise_start(self, facts: ProcessFacts) -> tuple[int, int]:
+        """(start, slack) in ns: in µs where taskstats tells and agrees with the tick; else as the facts have it.
 
         They do not agree on a machine that was suspended since: the kernel counts the age without that time.
         """
         found = self._taskstats.start(facts.pid)
         if found is None:
-            return facts
+            return facts.start_ns, facts.start_slack_ns
         start_ns, slack_ns = found
         # Against the tick as of now: CLOCK_REALTIME may have been set since the facts were read.
         tick_ns = facts.start_ticks * TICK_NS + realtime_minus_boottime_ns()
         if start_ns + slack_ns < tick_ns or start_ns > tick_ns + TICK_NS:
+            return facts.start_ns, facts.start_slack_ns
+        return start_ns, slack_ns
+
+    def more_facts(self, facts: ProcessFacts) -> ProcessFacts:
+        """The same facts with `ns_pids`, `exe_dev`, `exe_ino` and `pid_ns`; unchanged when it has exited meanwhile."""
+        try:
+            return msgspec.structs.replace(facts, **more_facts(self._procfs, facts))
+        except (OSError, TargetGone):
             return facts
-        return msgspec.structs.replace(facts, start_ns=start_ns, start_slack_ns=slack_ns)
 
     def descendants(self, pid: int) -> tuple[int, ...]:
         """Every living descendant of now, parents before children, at most MAX_DESCENDANTS."""

@@ -10,13 +10,19 @@ import ctypes
 import os
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
+
+from agent.node.container_id import container_of
 
 PF_KTHREAD = 0x00200000
 """Flag in field 9 of stat: a kernel thread (include/linux/sched.h)."""
 
 MAX_THREADS = 4096
 """Threads of one process that are looked at; beyond that the first ones stand for all."""
+
+CACHED_CGROUPS = 1024
+"""Contents of /proc/PID/cgroup whose meaning is remembered: one a container and service, about 1 KiB each."""
 
 _CHUNK = 16384
 # One read takes a whole stat or status; cgroup on a machine with long names takes more than one.
@@ -28,6 +34,7 @@ _NS_PER_S = 1_000_000_000
 TICK_NS = _NS_PER_S // os.sysconf("SC_CLK_TCK")
 """What start times are counted in, in nanoseconds: 10 ms nearly everywhere."""
 
+_AT_FDCWD = -100
 _AT_STATX_DONT_SYNC = 0x4000
 _STATX_INO = 0x100
 
@@ -104,9 +111,16 @@ def parse_cgroups(data: bytes) -> tuple[tuple[str, str], ...]:
     return tuple((line[1], line[2]) for line in lines if len(line) == 3)
 
 
-def read_at(directory: int, name: str) -> bytes:
-    """A whole small file below an open directory. Raises FileNotFoundError or ProcessLookupError when it is gone."""
-    file = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+@lru_cache(maxsize=CACHED_CGROUPS)
+def cgroups_of(data: bytes) -> tuple[tuple[tuple[str, str], ...], str, str]:
+    """/proc/PID/cgroup as (cgroups, container id, pod uid). Raises TargetRefused when it names two containers."""
+    cgroups = parse_cgroups(data)
+    return cgroups, *container_of(cgroups)
+
+
+def read_file(path: str) -> bytes:
+    """A whole small file. Raises FileNotFoundError or ProcessLookupError when the process has gone."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         data = os.read(file, _CHUNK)
         if len(data) < _CHUNK:
@@ -115,6 +129,15 @@ def read_at(directory: int, name: str) -> bytes:
         while part := os.read(file, _CHUNK):
             parts.append(part)
         return b"".join(parts)
+    finally:
+        os.close(file)
+
+
+def read_and_owner(path: str) -> tuple[bytes, int]:
+    """At most one chunk of a file of a process, and who owns it: the process's effective uid (proc(5))."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(file, _CHUNK), os.fstat(file).st_uid
     finally:
         os.close(file)
 
@@ -136,9 +159,9 @@ def realtime_minus_boottime_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_REALTIME) - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
-def namespace_inode(directory: int, name: str) -> int:
+def namespace_inode(path: str) -> int:
     """The inode that names a namespace: `ns/mnt` is a link to `mnt:[4026531841]` (namespaces(7))."""
-    link = os.readlink(name, dir_fd=directory)
+    link = os.readlink(path)
     return int(link[link.index("[") + 1 : -1])
 
 
@@ -159,7 +182,7 @@ class _Statx(ctypes.Structure):
 _statx = getattr(ctypes.CDLL(None), "statx", None)
 
 
-def file_identity(directory: int, name: str) -> tuple[int, int]:
+def file_identity(path: str) -> tuple[int, int]:
     """(device, inode) of the file that a link leads to, also of a deleted one; (0, 0) when it can't be told.
 
     Not os.stat: that asks the file system, and a FUSE mount in a container can leave the question open for ever.
@@ -168,7 +191,7 @@ def file_identity(directory: int, name: str) -> tuple[int, int]:
     if _statx is None:
         return 0, 0
     found = _Statx()
-    if _statx(directory, name.encode(), _AT_STATX_DONT_SYNC, _STATX_INO, ctypes.byref(found)):
+    if _statx(_AT_FDCWD, path.encode(), _AT_STATX_DONT_SYNC, _STATX_INO, ctypes.byref(found)):
         return 0, 0
     return os.makedev(found.dev_major, found.dev_minor), found.ino
 
@@ -180,22 +203,19 @@ class Procfs:
         self.root = root
         with open(f"{root}/sys/kernel/random/boot_id", encoding="ascii") as file:
             self.boot_id = file.read().strip()
-
-    def open(self, pid: int) -> int:
-        """The directory of a process. It stays that process's, also when the number comes to mean another."""
-        return os.open(f"{self.root}/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.mnt_ns = namespace_inode(f"{root}/self/ns/mnt")  # ours, which usually is the host's
 
     def stat(self, pid: int) -> Stat:
         """Of the process's first thread."""
-        return parse_stat(_read(f"{self.root}/{pid}/stat"))
+        return parse_stat(read_file(f"{self.root}/{pid}/stat"))
 
     def status(self, pid: int) -> Status:
         """Of the process's first thread."""
-        return parse_status(_read(f"{self.root}/{pid}/status"))
+        return parse_status(read_file(f"{self.root}/{pid}/status"))
 
     def cgroups(self, pid: int) -> tuple[tuple[str, str], ...]:
         """As /proc/PID/cgroup tells them."""
-        return parse_cgroups(_read(f"{self.root}/{pid}/cgroup"))
+        return parse_cgroups(read_file(f"{self.root}/{pid}/cgroup"))
 
     def threads(self, pid: int) -> list[int]:
         """Thread ids, at most MAX_THREADS."""
@@ -205,7 +225,7 @@ class Procfs:
         """(thread id, stat) of each thread that is still there."""
         for tid in self.threads(pid):
             try:
-                yield tid, parse_stat(_read(f"{self.root}/{pid}/task/{tid}/stat"))
+                yield tid, parse_stat(read_file(f"{self.root}/{pid}/task/{tid}/stat"))
             except (FileNotFoundError, ProcessLookupError):
                 continue
 
@@ -269,7 +289,3 @@ class Procfs:
 
 def _rank(letter: str) -> int:
     return _STATES.find(letter)
-
-
-def _read(path: str) -> bytes:
-    return read_at(-1, path)

@@ -65,12 +65,17 @@ def run_command(argv: list[str]) -> int:
     commands = groups | {str(command.name) for command in app.registered_commands}
     if not argv or (len(argv) == 1 and argv[0] in groups):
         argv = [*argv, "--help"]
+    command = typer.main.get_command(app)
     try:
-        code = typer.main.get_command(app).main(args=argv, prog_name="stoop", standalone_mode=False)
+        # Not `command.main`: it answers a closed pipe and Ctrl-C in ways of its own.
+        with command.make_context("stoop", argv) as context:
+            code = command.invoke(context)
+    except typer.Exit as done:
+        return done.exit_code
     except typer.TyperException as error:
-        command = f" {argv[0]}" if argv[0] in commands else ""
+        words = f" {argv[0]}" if argv[0] in commands else ""
         # Typer checks values with pydantic, whose preamble says nothing to a person.
-        return _complain(f"{error.format_message().replace('Value error, ', '')} (see `stoop{command} --help`)")
+        return _complain(f"{error.format_message().replace('Value error, ', '')} (see `stoop{words} --help`)")
     except typer.Abort:
         return _complain("aborted")
     except RulesError as error:

@@ -247,8 +247,12 @@ class ClaimedNode:
         assert self.alert is not None
         return _Claimed(_facts(self.alert, pid))
 
-    def precise_start(self, facts: ProcessFacts) -> ProcessFacts:
+    def precise_start(self, facts: ProcessFacts) -> tuple[int, int]:
         """The same: what is claimed is exact."""
+        return facts.start_ns, facts.start_slack_ns
+
+    def more_facts(self, facts: ProcessFacts) -> ProcessFacts:
+        """Nothing more is claimed."""
         return facts
 
     def find_container(self, container_id: str) -> ContainerFacts:
@@ -326,7 +330,6 @@ def _facts(alert: Alert, pid: int) -> ProcessFacts:
     container = said.container_id if said.container_id != "host" else ""
     namespace = CONTAINER_NAMESPACE if container else HOST_NAMESPACE
     start_ns = alert.time_ns - BORN_BEFORE_NS
-    exe = _field(alert, "proc.exepath")
     return ProcessFacts(
         pid=pid,
         start_ticks=said.pid_ts,
@@ -338,12 +341,8 @@ def _facts(alert: Alert, pid: int) -> ProcessFacts:
         sid=pid,
         state="S",
         comm=_field(alert, "proc.name"),
-        exe=exe,
-        exe_dev=0,
-        # Without an inode the path tells executables apart.
-        exe_ino=said.exe_ino or hash(exe),
+        exe=_field(alert, "proc.exepath"),
         uid=_number(alert, "user.uid"),
-        ns_pids=(pid, said.vpid) if said.vpid else (pid,),
         threads=1,
         kernel_thread=False,
         mnt_ns=namespace,

@@ -35,7 +35,7 @@ class Connection:
 
     __slots__ = (
         "_broken", "_choose", "_desk", "_drained", "_fd", "_opened", "_out", "_patience", "_scope", "_sock", "_talk",
-        "_turn_bytes", "_turn_ns", "deadline", "peer",
+        "_turn_bytes", "_turn_ns", "_why", "deadline", "peer",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, peer: Peer, choose: Callable[[bytes], Talk], desk: Desk) -> None:
@@ -50,6 +50,7 @@ class Connection:
         self._broken = False  # no answer can be written any more; what lies unread is served all the same
         self._drained = True  # the last read took all there was
         self._opened = False
+        self._why: AlertError | None = None
         self._patience = math.inf
         self._turn_bytes = 0  # read since the others had their turn
         self._turn_ns = 0  # when that began; 0: not yet
@@ -64,8 +65,8 @@ class Connection:
         try:
             with self._scope:
                 await self._serve()
-            if self._scope.cancelled_caught:
-                self._say_slow()
+            if self._scope.cancelled_caught and self._why is not None:
+                self._desk.sink.refuse(self._why, self.peer)
         finally:
             self._sock.close()
             if self._talk is not None:
@@ -73,10 +74,20 @@ class Connection:
             if self._opened:
                 self._desk.sink.closed(self.peer)
 
+    @property
+    def stranger(self) -> bool:
+        """It has not shown yet that it may send."""
+        return not self._opened
+
     def overdue(self, now: float) -> None:
         """Cut the connection when its deadline has passed; `now` as trio.current_time()."""
         if now >= self.deadline:
-            self._scope.cancel()
+            self.cut(self._too_slow())
+
+    def cut(self, why: AlertError | None) -> None:
+        """End it, which is counted as `why` unless that is None."""
+        self._why = why
+        self._scope.cancel()
 
     async def _serve(self) -> None:
         while data := await self._read():
@@ -182,11 +193,11 @@ class Connection:
             while await self._read():
                 await trio.lowlevel.checkpoint()
 
-    def _say_slow(self) -> None:
+    def _too_slow(self) -> AlertError | None:
         if self._out:
-            reason = f"the sender took no answer for {self._desk.limits.write_seconds:g} s; the connection was closed"
-        elif self._patience == self._desk.limits.slow_seconds:
-            reason = f"a line or request was not whole after {self._patience:g} s; the connection was closed"
-        else:
-            return  # idle between two requests: nothing is lost
-        self._desk.sink.refuse(AlertError(reason, "too slow"), self.peer)
+            seconds = self._desk.limits.write_seconds
+            return AlertError(f"the sender took no answer for {seconds:g} s; the connection was closed", "too slow")
+        if self._patience == self._desk.limits.slow_seconds:
+            seconds = self._patience
+            return AlertError(f"nothing whole was sent for {seconds:g} s; the connection was closed", "too slow")
+        return None  # idle between two requests: nothing is lost

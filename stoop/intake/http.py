@@ -100,11 +100,11 @@ def _peer_of(sock: socket.socket) -> Peer | None:
 
 
 async def _listen(address: str, port: int) -> socket.socket:
-    """A listening socket on the first thing that `address` (IPv4, IPv6 or a name) means."""
+    """A listening socket on what `address` (IPv4, IPv6 or a name) means first; of a name, its IPv4 before its IPv6."""
     found = await trio.socket.getaddrinfo(
         address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
     )
-    family, kind, proto, _, target = found[0]
+    family, kind, proto, _, target = min(found, key=lambda one: one[0] != socket.AF_INET)
     sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, proto)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

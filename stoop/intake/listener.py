@@ -48,7 +48,7 @@ class Listener:
         self._sock = sock
         self._welcome = welcome
         self._desk = desk
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, None] = {}  # the oldest first
         self._no_room = False
 
     async def serve(self) -> None:
@@ -85,20 +85,33 @@ class Listener:
         peer = self._welcome.peer_of(sock)
         if peer is None:
             sock.close()
-        elif len(self._connections) >= self._desk.limits.connections:
+        elif len(self._connections) >= self._desk.limits.connections and not self._make_room():
             sock.close()
-            reason = f"there are {self._desk.limits.connections} connections already; this one was closed"
-            self._desk.sink.refuse(AlertError(reason, "too many"), peer)
+            self._desk.sink.refuse(self._too_many(), peer)
         else:
             connection = Connection(sock, peer, self._welcome.choose, self._desk)
-            self._connections.add(connection)
+            self._connections[connection] = None
             nursery.start_soon(self._run, connection)
+
+    def _make_room(self) -> bool:
+        """Cut the oldest that has not shown its token: silent strangers must not keep out who would show it now."""
+        stranger = next((one for one in self._connections if one.stranger), None)
+        if stranger is None or self._welcome.known:
+            return False
+        del self._connections[stranger]
+        stranger.cut(self._too_many())
+        return True
+
+    def _too_many(self) -> AlertError:
+        return AlertError(
+            f"there are {self._desk.limits.connections} connections already; this one was closed", "too many"
+        )
 
     async def _run(self, connection: Connection) -> None:
         try:
             await connection.run(known=self._welcome.known, patience=self._welcome.patience)
         finally:
-            self._connections.discard(connection)
+            self._connections.pop(connection, None)
 
     async def _sweep(self) -> None:
         while True:

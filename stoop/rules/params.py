@@ -53,7 +53,8 @@ def check_parameters(spec: Spec, raw: dict[str, Any]) -> tuple[Parameters | None
 
 
 def _converted(spec: Spec, given: dict[str, Any], faults: list[ParameterFault]) -> Parameters | None:
-    """The Struct; each value that breaks a declared constraint is told and left out."""
+    """The Struct; each value that breaks a declared constraint is told and left out. None when it can't be left out."""
+    required = {field.name for field in _fields(spec.parameters) if field.required}
     while True:
         try:
             return msgspec.convert(given, spec.parameters)
@@ -61,8 +62,8 @@ def _converted(spec: Spec, given: dict[str, Any], faults: list[ParameterFault]) 
             fault = _constraint_fault(error)
             if fault.parameter not in {known.parameter for known in faults}:
                 faults.append(fault)
-            if given.pop(fault.parameter, None) is None:
-                return None  # one that is required: nothing can be built without it
+            if given.pop(fault.parameter, None) is None or fault.parameter in required:
+                return None
 
 
 def find_unknown(spec: Spec, raw: dict[str, Any]) -> list[str]:

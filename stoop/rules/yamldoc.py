@@ -31,6 +31,7 @@ MAX_DIRECTIVES = 16
 LOADER: Any = yaml.CBaseLoader if yaml.__with_libyaml__ else yaml.BaseLoader
 """Where the events come from: the C parser is ten times faster; the other one is for where it was not built."""
 
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _DIRECTIVE = re.compile(r"(?:^|[\n\r\x85\u2028\u2029])%")
 
 
@@ -198,6 +199,10 @@ class _Composer:
     def _scalar(self, event: Any) -> Scalar:
         mark = event.start_mark
         quoted = bool(event.style)
+        if event.style == '"' and _LONE_SURROGATE.search(event.value):
+            # Only the pure Python scanner lets such an escape through.
+            message = "an escape stands for half a character"
+            raise YamlError(Problem("yaml-syntax", message, self._file, mark.line + 1, mark.column + 1))
         tag = short_tag(event.tag)
         if not tag and not quoted and event.value == "<<":
             tag = MERGE

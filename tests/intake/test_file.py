@@ -352,8 +352,11 @@ async def test_without_inotify_it_looks_from_time_to_time(
 ) -> None:
     desk = Desk(sink=sink, now_ns=time.time_ns, warn=warn, limits=Limits(poll_seconds=0.01))
     missing = path.parent / "later" / "events.json"  # no directory, so nothing to watch
+    missing.parent.touch()
     await nursery.start(FileIntake(str(missing), marks, desk).serve)
-    await trio.testing.wait_all_tasks_blocked()
+    await warn.until_said(1)
+    assert warn.said[0][1]["error"] == "Not a directory"
+    missing.parent.unlink()
     missing.parent.mkdir()
     append("a", to=missing)
     await sink.until_alerts(1)

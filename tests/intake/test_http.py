@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import socket
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,6 +135,37 @@ async def test_what_can_not_be_bound_is_refused(token_file: str, desk: Desk) -> 
     for address in ("192.0.2.1", "no.such.name.invalid"):
         with pytest.raises(StartRefused, match="can't listen"):
             await HttpIntake(address, 0, token_file, False, desk).serve()
+
+
+async def test_strangers_do_not_keep_out_who_shows_the_token(
+    token_file: str, post_of: MakeBytes, sink: RecordingSink, warn: RecordingWarn, nursery: trio.Nursery
+) -> None:
+    desk = Desk(sink=sink, now_ns=lambda: 1, warn=warn, limits=Limits(connections=2))
+    text = with_header(post_of("a"), b"Authorization: Bearer s3cret")
+    address = await start(nursery, HttpIntake("127.0.0.1", 0, token_file, False, desk))
+    async with await trio.open_tcp_stream(*address) as first, await trio.open_tcp_stream(*address) as second:
+        good, better = await trio.open_tcp_stream(*address), await trio.open_tcp_stream(*address)
+        for stream in (good, better):
+            await stream.send_all(text)
+            assert await stream.receive_some(len(OK)) == OK
+        for stream in (first, second):
+            assert await stream.receive_some() == b""
+        assert sink.kinds == ["too many"] * 2
+        async with await trio.open_tcp_stream(*address) as late:  # nobody to make room now
+            assert await late.receive_some() == b""
+        await good.aclose()
+        await better.aclose()
+    assert sink.kinds == ["too many"] * 3
+
+
+async def test_a_sender_that_is_gone_before_it_is_met_is_passed_over(
+    token_file: str, post_of: MakeBytes, desk: Desk, sink: RecordingSink, nursery: trio.Nursery
+) -> None:
+    address = await start(nursery, HttpIntake("127.0.0.1", 0, token_file, False, desk))
+    with socket.create_connection(address) as hasty:
+        hasty.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed by a reset
+    assert await ask(address, with_header(post_of("a"), b"Authorization: Bearer s3cret")) == OK
+    assert not sink.faults
 
 
 async def test_a_stranger_must_say_something(token_file: str, sink: RecordingSink, warn: RecordingWarn) -> None:

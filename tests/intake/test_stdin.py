@@ -49,6 +49,15 @@ async def test_nothing_is_an_end(desk: Desk, sink: RecordingSink) -> None:
     assert len(sink.gone) == 1
 
 
+async def test_a_directory_is_an_end(desk: Desk, sink: RecordingSink, tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        await StdinIntake(fd, desk).serve()
+    finally:
+        os.close(fd)
+    assert len(sink.gone) == 1
+
+
 async def test_a_terminal_that_is_gone_is_an_end(alert_of: MakeBytes, desk: Desk, sink: RecordingSink) -> None:
     main, terminal = os.openpty()
     try:

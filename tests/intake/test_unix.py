@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import select
@@ -20,7 +21,7 @@ import trio
 import trio.testing
 
 from stoop.errors import StartRefused
-from stoop.intake.limits import Limits
+from stoop.intake.limits import READ_BYTES, Limits
 from stoop.intake.sink import INTAKE_ERROR_KINDS, Desk
 from stoop.intake.testing import RecordingSink, RecordingWarn
 from stoop.intake.unix import UnixIntake
@@ -122,7 +123,7 @@ async def test_a_path_that_is_too_long_is_refused(tmp_path: Path, desk: Desk) ->
 
 async def test_a_place_that_can_not_be_written_is_refused(desk: Desk) -> None:
     with pytest.raises(StartRefused, match="can't listen"):
-        await UnixIntake("/proc/stoop/falco.sock", 0o600, {0}, desk).serve()
+        await UnixIntake("/proc/falco.sock", 0o600, {0}, desk).serve()
 
 
 async def test_two_that_start_at_once_do_not_take_each_others_socket(
@@ -131,6 +132,18 @@ async def test_two_that_start_at_once_do_not_take_each_others_socket(
     await listen(nursery, sock_path, desk)
     with pytest.raises(StartRefused, match=f"process {os.getpid()} listens here already"):
         await UnixIntake(sock_path, 0o600, {0}, desk).serve()
+
+
+async def test_while_another_starts_in_the_same_directory(sock_path: str, desk: Desk) -> None:
+    directory = os.path.dirname(sock_path)
+    os.makedirs(directory)
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        with pytest.raises(StartRefused, match="another agent is starting here"):
+            await UnixIntake(sock_path, 0o600, {0}, desk).serve()
+    finally:
+        os.close(fd)
 
 
 async def test_a_socket_that_another_made_meanwhile_is_not_removed(sock_path: str, desk: Desk) -> None:
@@ -193,6 +206,13 @@ async def test_ndjson(connect: Connect, alert_of: MakeBytes, sink: RecordingSink
     await sink.until_alerts(3)
     assert sink.rules == ["a", "b", "c"]
     assert sink.kinds == ["malformed"]
+
+
+async def test_a_read_that_is_exactly_full(connect: Connect, alert_of: MakeBytes, sink: RecordingSink) -> None:
+    async with await connect() as stream:
+        for count in range(1, 4):
+            await stream.send_all(alert_of("a").ljust(READ_BYTES - 1) + b"\n")
+            await sink.until_alerts(count)
 
 
 @pytest.mark.parametrize("size", [1, 1000, 1_000_000])

@@ -29,7 +29,9 @@ Spawn = Callable[..., Process]
 
 def v2_mount() -> Path | None:
     """Where cgroup v2 is mounted: alone, or beside v1."""
-    return next((path for path in (CGROUP_ROOT, CGROUP_ROOT / "unified") if (path / "cgroup.controllers").exists()), None)
+    return next(
+        (path for path in (CGROUP_ROOT, CGROUP_ROOT / "unified") if (path / "cgroup.controllers").exists()), None
+    )
 
 
 def v1_mount(controller: str) -> Path | None:

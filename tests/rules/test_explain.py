@@ -60,7 +60,9 @@ def test_what_a_rule_does_not_ask_is_not_explained() -> None:
 
 
 def test_conditions_are_shown_with_the_alerts_value() -> None:
-    explained = explain(rule(output_fields=["proc.name=bash, proc.pid!=7", "proc.pid=1234567, user.name=root"]), alert())
+    explained = explain(
+        rule(output_fields=["proc.name=bash, proc.pid!=7", "proc.pid=1234567, user.name=root"]), alert()
+    )
     assert explained.answer is Answer.NO
     (criterion,) = explained.criteria
     first, second = criterion.entries
@@ -138,7 +140,9 @@ told = st.none() | st.dictionaries(st.sampled_from(FIELDS[1:3]), st.sampled_from
 
 
 @given(matches, alerts, told)
-def test_it_says_what_the_matcher_says(match: dict[str, Any], about: Alert, resolved: dict[str, str | None] | None) -> None:
+def test_it_says_what_the_matcher_says(
+    match: dict[str, Any], about: Alert, resolved: dict[str, str | None] | None
+) -> None:
     form = rule(**match)
     explained = explain(form, about, resolved)
     routed = RuleSet.of([form]).route(about)

@@ -68,7 +68,13 @@ def test_plain_scalars(text: str, tag: str, value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("tag", "text", "value"),
-    [(STR, "12", "12"), (FLOAT, "12", 12.0), (INT, "0x10", 16), ("!foo", "12", "12"), ("!!binary", "U3Rvb3A=", "Stoop")],
+    [
+        (STR, "12", "12"),
+        (FLOAT, "12", 12.0),
+        (INT, "0x10", 16),
+        ("!foo", "12", "12"),
+        ("!!binary", "U3Rvb3A=", "Stoop"),
+    ],
 )
 def test_written_tags(tag: str, text: str, value: Any) -> None:
     assert resolve(tag, text)[1] == value

@@ -80,7 +80,14 @@ def test_no_document_has_no_root(parser: Any) -> None:
 @parsers
 @pytest.mark.parametrize(
     ("data", "line"),
-    [(b"a: b: c", 1), (b"- a\n- *x\n", 2), (b"- `x`\n", 1), (b"- a\n- [\n", 3), (b'- "\\q"\n', 1), (b"- a\n\tb: c\n", 2)],
+    [
+        (b"a: b: c", 1),
+        (b"- a\n- *x\n", 2),
+        (b"- `x`\n", 1),
+        (b"- a\n- [\n", 3),
+        (b'- "\\q"\n', 1),
+        (b"- a\n\tb: c\n", 2),
+    ],
 )
 def test_syntax_errors_have_a_place(parser: Any, data: bytes, line: int) -> None:
     problem = problem_of(data, parser)
