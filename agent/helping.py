@@ -20,7 +20,6 @@ import msgspec
 import trio
 
 from agent import record_line
-from agent.exposition import render
 from agent.line_writer import LineWriter
 from agent.pages import Pages
 from agent.reflex_peer import ReflexPeer
@@ -91,6 +90,7 @@ class Helper:
             while data := await self._stream.receive_some(READ_BYTES):
                 for message in reader.feed(data):
                     self._take(message)
+                await self._lines.room()
         except trio.BrokenResourceError:
             return 0
         except WireError as error:
@@ -195,26 +195,6 @@ def _give_back_memory() -> None:
     trim = getattr(_libc(), "malloc_trim", None)
     if trim is not None:
         trim(0)
-
-
-def warm_up() -> None:
-    """Import what is imported on first use only, and look up the codecs: later the files may not be readable any more.
-
-    A test watches that nothing is imported after the rights are gone.
-    """
-    log.configure()
-    for sample in (_GOOD_RULES, _GOOD_RULES.decode().encode("utf-16"), b"- rul: misspelt\n", b"{"):
-        for _ in checked(RulesSource(0, (("warm-up", sample),))):
-            pass
-    for accept in ("", "application/openmetrics-text"):
-        render({}, accept)
-
-
-_GOOD_RULES = b"""\
-- rule: warm-up
-  match: {rules: [a], output_fields: ["a=b"], tags: [[c]]}
-  actions: [{action: d, actionner: "process:kill"}]
-"""
 
 
 def serve(sock: socket.socket, remarks: tuple[str, ...]) -> int:

@@ -12,11 +12,14 @@ from collections.abc import Callable
 
 import trio
 
-MAX_WAITING = 4 * 1024 * 1024
-"""Characters that may wait: some 8,000 records. What comes then is dropped and counted."""
+MAX_WAITING = 1024 * 1024
+"""Characters that may wait: some 2,000 records. What comes then is dropped and counted."""
 
-MAX_BATCH = 64 * 1024
-"""Characters a write: a pipe's whole buffer (pipe(7))."""
+MAX_BATCH = 256 * 1024
+"""Characters a write: a thread hop each costs more than the write itself."""
+
+STALL_SECONDS = 0.1
+"""A reader of standard error that takes nothing for so long has stalled: from then on nobody waits for it."""
 
 
 class LineWriter:
@@ -28,7 +31,8 @@ class LineWriter:
         self._lines: deque[str] = deque()
         self._waiting = 0
         self._untold = 0
-        self._writing = False
+        self._stalled = False
+        self._written = trio.Event()
         self._more = trio.Event()
         self._idle = trio.Event()
         self.dropped = 0
@@ -43,6 +47,13 @@ class LineWriter:
         self._waiting += len(line)
         self._more.set()
 
+    async def room(self) -> None:
+        """Wait until half of the queue is free, but not for a reader that has stalled."""
+        while self._waiting > MAX_WAITING // 2 and not self._stalled:
+            with trio.move_on_after(STALL_SECONDS) as waiting:
+                await self._written.wait()
+            self._stalled = waiting.cancelled_caught
+
     async def run(self) -> None:
         """Write what comes, in order."""
         while True:
@@ -54,6 +65,9 @@ class LineWriter:
             batch = self._batch()
             if not await trio.to_thread.run_sync(_write, self._fd, batch, abandon_on_cancel=True):
                 self.dropped += batch.count(b"\n")
+            self._stalled = False
+            self._written.set()
+            self._written = trio.Event()
             if self._untold and self._waiting < MAX_WAITING // 2:
                 count, self._untold = self._untold, 0
                 self._told(count)

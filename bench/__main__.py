@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 
-from bench import kills
+from bench import kills, standing, throughput
 from bench.table import Row, show
 
 ROWS: dict[str, Callable[[], Iterator[Row]]] = {
@@ -15,6 +15,11 @@ ROWS: dict[str, Callable[[], Iterator[Row]]] = {
     "flood": kills.kill_flood,
     "reload": kills.kill_reload,
     "ten": kills.kill_ten,
+    "ndjson": throughput.ndjson,
+    "rates": throughput.http,
+    "match": standing.match,
+    "memory": standing.memory,
+    "start": standing.start,
 }
 
 
@@ -24,6 +29,7 @@ def main(wanted: list[str]) -> int:
     if unknown:
         sys.stderr.write(f"no such row: {', '.join(unknown)} (there are {', '.join(ROWS)})\n")
         return 2
+    throughput.raise_limits()
     rows: list[Row] = []
     for name in wanted or ROWS:
         for row in ROWS[name]():

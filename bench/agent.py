@@ -88,6 +88,7 @@ def running(rules: str = RULE, **settings: Any) -> Iterator[Agent]:
             [sys.executable, "-m", "agent.app", "-c", str(directory / "stoop.yaml")],
             stdout=subprocess.PIPE,
             stderr=log,
+            env={name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
         )
         try:
             _wait_ready(process, directory / "log")

@@ -89,7 +89,8 @@ class Subject:
         except TargetError:
             return {}
         if not in_container(self.said, facts, self._host_facts):
-            return dict.fromkeys((*POD_FIELDS, "container.id", "container.full_id"))
+            # As Falco says it of a process of the host, so that `container.id!=host` means what it says.
+            return dict.fromkeys(POD_FIELDS) | {"container.id": "host", "container.full_id": "host"}
         known: dict[str, str | None] = {}
         if facts.container_id:
             known |= {"container.id": facts.container_id[:12], "container.full_id": facts.container_id}

@@ -201,8 +201,15 @@ class TestProtects:
 
 
 class TestJudge:
-    def judge(self, process: ProcessFacts, *, allow_host: bool = False, host: HostFacts = HOST, **fields: Any) -> str:
-        said = guard.claims(alert_of(**{"proc.pid": process.pid, **fields}))
+    def judge(
+        self,
+        process: ProcessFacts,
+        fields: dict[str, Any] | None = None,
+        *,
+        allow_host: bool = False,
+        host: HostFacts = HOST,
+    ) -> str:
+        said = guard.claims(alert_of(**{"proc.pid": process.pid, **(fields or {})}))
         return guard.judge(said, process, host, POLICY, allow_host=allow_host)
 
     def test_a_container_process_may_be_acted_on(self) -> None:
@@ -213,16 +220,16 @@ class TestJudge:
         assert self.judge(facts(), allow_host=True) == ""
 
     def test_the_alerts_word_alone_makes_no_container(self) -> None:
-        assert "allow_host" in self.judge(facts(), **{"container.id": CONTAINER[:12]})
+        assert "allow_host" in self.judge(facts(), {"container.id": CONTAINER[:12]})
 
     def test_moving_out_of_its_cgroup_does_not_save_a_container_process(self) -> None:
         moved = facts(mnt_ns=1, pid_ns=2)
-        assert self.judge(moved, **{"container.id": CONTAINER[:12]}) == ""
+        assert self.judge(moved, {"container.id": CONTAINER[:12]}) == ""
 
     @pytest.mark.parametrize("field", ["k8s.ns.name", "ka.target.namespace"])
     def test_a_protected_namespace_is_protected(self, field: str) -> None:
         process = facts(container_id=CONTAINER, mnt_ns=1)
-        assert "kube-system" in self.judge(process, **{field: "kube-system"})
+        assert "kube-system" in self.judge(process, {field: "kube-system"})
 
     def test_another_pid_namespace_is_refused_unless_configured(self) -> None:
         nested = msgspec.structs.replace(HOST, pid_ns_is_root=False)

@@ -81,7 +81,7 @@ class _Sorter:
             return top
         if top != self._init and self._reaped_on_the_node(top):
             raise TargetRefused(
-                "its container has the node's pid namespace: an exec can't be told from an orphan in it (use scope: tree)"
+                "its container shares the node's pid namespace: an exec can't be told from an orphan (try scope: tree)"
             )
         found = {entry for entry in self._entries if self._left_behind(chain, self._members[entry].sid)}
         if len(found) == 1:

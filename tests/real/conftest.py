@@ -1,4 +1,4 @@
-"""Real victims and real cgroups, with names like a node's. All that a test makes is gone after it, also when it fails."""
+"""Real victims and real cgroups, named as on a node. What a test makes is gone after it, also when it fails."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import signal
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -84,12 +85,22 @@ def say(process: Process, text: str = "") -> None:
     process.stdin.flush()
 
 
+def comm(pid: int) -> str:
+    """The name of a process."""
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def state(pid: int) -> str:
+    """The state letter of a process's first thread, X when there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(") ")[2][0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
+
+
 def alive(pid: int) -> bool:
     """Whether a process runs (a zombie does not)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return state(pid) not in "ZX"
 
 
 def await_that(condition: Callable[[], bool], what: str) -> None:
@@ -110,7 +121,6 @@ class Box:
     pod_uid: str
     v2: Path | None
     freezer: Path | None
-    roots: list[Path] = field(default_factory=list)
 
     @property
     def directories(self) -> list[Path]:
@@ -148,7 +158,7 @@ def _remove(root: Path) -> None:
 
     await_that(empty, f"{root} empty")
     for directory in reversed(directories):
-        await_that(lambda path=directory: _rmdir(path), f"{directory} removed")
+        await_that(partial(_rmdir, directory), f"{directory} removed")
 
 
 def _rmdir(path: Path) -> bool:

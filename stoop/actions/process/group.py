@@ -22,7 +22,11 @@ MAX_GROUP = 512
 """Processes signalled by one act. Each costs some 100 µs and a file descriptor; more of them are `scope: container`."""
 
 SETTLE_NS = 10_000_000
-"""How long to wait until all stand still: what is stopped stands within 0.1 ms, what hangs in the kernel never does."""
+"""How long to wait, after the last one was found, until all stand still: what is stopped usually stands within 0.1 ms,
+what hangs in the kernel never does."""
+
+GATHER_NS = 100_000_000
+"""How long to gather at most. MAX_GROUP of them take some 60 ms; only what forks all the while comes near it."""
 
 _STILL = frozenset("TtX")
 
@@ -59,6 +63,7 @@ class Group:
         self.lost = 0  # seen, and gone or no longer shown to belong when it was held
         self.settled = False
         self._stopped: dict[int, HeldProcess] = {}
+        self._moving: dict[int, HeldProcess] = {}  # stopped, and not yet seen to stand still
         self._frozen_container = ""
 
     @property
@@ -77,13 +82,21 @@ class Group:
         `frozen_container`: the id of the container that stands still, "" for none. Raises ActFailed, TargetRefused.
         """
         self._frozen_container = frozen_container
-        until = time.monotonic_ns() + SETTLE_NS
+        begun = last = time.monotonic_ns()
         self._stop(self.root)
         while not self.full:
+            # In this order: a fork that was under way has put its child in place when its parent stands still.
+            still = self._stand_still()
             new = self._admit(scan(self))
-            self.settled = not new and all(held.state() in _STILL for held in self._stopped.values())
-            if self.settled or time.monotonic_ns() > until:
+            now = time.monotonic_ns()
+            last = now if new else last
+            self.settled = still and not new
+            if self.settled or now - last > SETTLE_NS or now - begun > GATHER_NS:
                 return
+
+    def _stand_still(self) -> bool:
+        self._moving = {pid: held for pid, held in self._moving.items() if held.state() not in _STILL}
+        return not self._moving
 
     def _admit(self, pids: Iterable[int]) -> int:
         new = 0
@@ -122,7 +135,7 @@ class Group:
         stands = self._frozen_container and facts.container_id == self._frozen_container
         # One that was stopped before stays stopped afterwards: it is not ours to continue.
         if not stands and held.state() not in _STILL and held.signal(signal.SIGSTOP):
-            self._stopped[facts.pid] = held
+            self._stopped[facts.pid] = self._moving[facts.pid] = held
 
     def send(self, signo: int) -> int:
         """The signal to each; how many got it. Raises ActFailed when the first can't be signalled at all."""
