@@ -17,7 +17,7 @@ class ReflexPeer:
     there is an answer, none while others wait to be sent.
     """
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.abc.SendStream) -> None:
         self._stream = stream
         self._outbox = bytearray()
         self._posted = trio.Event()

@@ -20,7 +20,7 @@ MAX_CONNECTIONS = 32
 """Prometheus, a kubelet and a few people; each costs a task. More are answered 503."""
 
 MAX_HEAD = 16 * 1024
-"""Bytes of a request's line and headers: a scraper sends less than 1 KiB, a proxy adds cookies."""
+"""Bytes of a request that is not complete yet: a scraper sends less than 1 KiB, a proxy adds cookies."""
 
 HEAD_SECONDS = 5.0
 """For the rest of a request once it has begun, and for the answer to be taken: this is the same host or data centre."""
@@ -28,7 +28,7 @@ HEAD_SECONDS = 5.0
 IDLE_SECONDS = 120.0
 """For the next request on a kept connection: above the usual scrape interval of 15 to 60 s."""
 
-BIND_SECONDS = 10.0
+BIND_SECONDS = 5.0
 """How long to try for a port that is in use: an earlier helper may still be ending."""
 
 BACKLOG = 64
@@ -181,7 +181,9 @@ class _Parser:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            return HTTPStatus.BAD_REQUEST
+            # Not taken up (RFC 9110, 7.8): answered as if it had not asked, but the parser can go no further.
+            self._done = [(request, False) for request, _ in self._done]
+            return None
         except httptools.HttpParserError:
             return HTTPStatus.BAD_REQUEST
         return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if self._taken > MAX_HEAD and not self.at_rest else None

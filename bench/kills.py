@@ -20,48 +20,55 @@ PER_ROUND = 200
 IDLE_SECONDS = 0.005
 """Above the 4 ms after which the figures are asked for: the agent has fallen asleep by then."""
 
-Send = Callable[[Victim], None]
+Act = Callable[[], object]
+Prepare = Callable[[Victim], Act]
+"""Makes everything ready for a victim; what it returns is what is timed."""
 
 
-def over_unix(sock: socket.socket) -> Send:
+def by_signal(victim: Victim) -> Act:
+    """The floor: whoever waits signals by pidfd itself. The same alert is made, so that both are as warm."""
+    alert_line(victim.pid, os.getpid())
+    return victim.signal
+
+
+def over_unix(sock: socket.socket) -> Prepare:
     """Write the alert as a line."""
-    return lambda victim: sock.sendall(alert_line(victim.pid, os.getpid()))
+    return lambda victim: partial(sock.sendall, alert_line(victim.pid, os.getpid()))
 
 
-def over_http(agent: Agent) -> Send:
-    """POST it on a kept connection of the unix socket, and read the answer after the victim's end is waited for."""
-    sock = agent.connect()
+def over_http(sock: socket.socket) -> Prepare:
+    """POST it on a kept connection of the unix socket."""
 
-    def send(victim: Victim) -> None:
+    def prepare(victim: Victim) -> Act:
         body = alert_line(victim.pid, os.getpid())
         head = f"POST / HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        sock.sendall(head.encode() + body)
+        return partial(sock.sendall, head.encode() + body)
 
-    return send
+    return prepare
 
 
-def measure(send: Send, *, pause: float, samples: int = PER_ROUND) -> tuple[list[float], list[float]]:
+def measure(prepare: Prepare, *, pause: float, samples: int = PER_ROUND) -> tuple[list[float], list[float]]:
     """(agent, floor) in seconds, measured alternately."""
     agent_times: list[float] = []
     floor_times: list[float] = []
     for _ in range(samples):
-        for times, act in ((agent_times, send), (floor_times, Victim.signal)):
+        for times, make in ((agent_times, prepare), (floor_times, by_signal)):
             victim = Victim()
             try:
                 if pause:
                     idle(pause)
-                times.append(victim.exited_after(partial(act, victim)))
+                times.append(victim.exited_after(make(victim)))
             finally:
                 victim.end()
     return agent_times, floor_times
 
 
-def rounds(send: Send, *, pause: float) -> tuple[list[float], list[float]]:
+def rounds(prepare: Prepare, *, pause: float) -> tuple[list[float], list[float]]:
     """All rounds together."""
     agent_times: list[float] = []
     floor_times: list[float] = []
     for _ in range(ROUNDS):
-        agent, floor = measure(send, pause=pause)
+        agent, floor = measure(prepare, pause=pause)
         agent_times += agent
         floor_times += floor
     return agent_times, floor_times
@@ -96,8 +103,8 @@ def kill_busy() -> Iterator[Row]:
 
 def kill_http() -> Iterator[Row]:
     """The same over HTTP keep-alive."""
-    with running() as agent:
-        yield _row("kill over HTTP keep-alive, idle", rounds(over_http(agent), pause=IDLE_SECONDS), 0.6e-3, None)
+    with running() as agent, agent.connect() as sock:
+        yield _row("kill over HTTP keep-alive, idle", rounds(over_http(sock), pause=IDLE_SECONDS), 0.6e-3, None)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ class Victim:
         self.pid = os.posix_spawn(VICTIM[0], VICTIM, {}, file_actions=[])
         self.pidfd = os.pidfd_open(self.pid)
 
-    def exited_after(self, act: Callable[[], None]) -> float:
+    def exited_after(self, act: Callable[[], object]) -> float:
         """Seconds from before `act` until this process was seen to have exited."""
         poller = select.poll()
         poller.register(self.pidfd, select.POLLIN)

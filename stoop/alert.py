@@ -205,7 +205,7 @@ def _read_fields(raw: msgspec.Raw) -> dict[str, object]:
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return read_object(bytes(raw))
     # msgspec makes the integer 0 of `-0`, which Talon shows as "-0".
-    return read_object(bytes(raw)) if _MINUS_ZERO.search(raw) else fields
+    return read_object(bytes(raw)) if b"-0" in bytes(raw) and _MINUS_ZERO.search(raw) else fields
 
 
 # The start of each second seen lately, by the text before its fraction: alerts come in the order of their times.

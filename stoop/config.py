@@ -237,7 +237,7 @@ def _ignored(raw: config_resolve.Sources) -> tuple[tuple[str, str, str], ...]:
     for source in raw:
         for key, given in source.items():
             if key.split(".", 1)[0] in config_resolve.TALON_OPAQUE and any(given.texts or ()):
-                value = _MASK if _SECRET.search(key) else ", ".join(given.texts)
+                value = _MASK if _SECRET.search(key) else ", ".join(given.texts or ())
                 rows.setdefault(key, (key, value, f"{given.origin}, no meaning here"))
     return tuple(rows.values())
 

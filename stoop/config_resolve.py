@@ -205,11 +205,11 @@ def translate_talon(source: dict[str, Given], findings: Findings) -> dict[str, G
     """The same source with Talon's keys turned into ours, where they have a meaning. Ours win over Talon's."""
     ours = dict(source)
     window = source.get("deduplication.time_window_seconds")
-    if window is not None and window.texts:
+    if window is not None and window.texts and not window.is_list:
         seconds = read(Kind(_SECONDS), window, 5, findings)
         ours.setdefault("guard.dedup_window", _with_text(window, f"{seconds}s" if seconds else "0"))
     log_format = source.get("log_format")
-    if log_format is not None and log_format.texts:
+    if log_format is not None and log_format.texts and not log_format.is_list:
         ours["log_format"] = _with_text(log_format, _log_word(log_format, findings))
     return ours
 
@@ -251,7 +251,11 @@ def warn_of_talon(raw: Sources, http_on: bool, findings: Findings) -> None:
         told: set[str] = set()
         for key, given in source.items():
             top = key if key in TALON_KEYS else key.split(".", 1)[0]
-            if (top in TALON_OPAQUE or key == "deduplication.leader_election") and top not in told and any(given.texts or ()):
+            if (
+                (top in TALON_OPAQUE or key == "deduplication.leader_election")
+                and top not in told
+                and any(given.texts or ())
+            ):
                 told.add(top)
                 reason = TALON_KEYS[top]
                 findings.warn(f"accepted for Talon's sake; {reason[0].lower()}{reason[1:]}", given.where)

@@ -15,9 +15,10 @@ import msgspec
 
 _DURATION_UNITS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9}
 _DURATION_UNITS |= {"h": 3600 * 10**9, "d": 86400 * 10**9}
-_DURATION_PART = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)(ns|us|µs|ms|s|m|h|d)")
+_NUMBER = r"([0-9]{1,18})(?:\.([0-9]{1,9}))?"
+_DURATION_PART = re.compile(rf"{_NUMBER}(ns|us|µs|ms|s|m|h|d)")
 _DURATION = re.compile(rf"(?:{_DURATION_PART.pattern})+")
-_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)\s*([a-z]*)")
+_SIZE = re.compile(rf"{_NUMBER}\s*([a-z]*)")
 _SIZE_UNITS = {"": 1, "b": 1}
 _SIZE_UNITS |= {letter + tail: 1024**power for power, letter in enumerate("kmgt", 1) for tail in ("i", "ib")}
 _SIZE_UNITS |= {letter + tail: 1000**power for power, letter in enumerate("kmgt", 1) for tail in ("", "b")}
@@ -39,6 +40,11 @@ class Kind(msgspec.Struct, frozen=True):
     many: bool = False
 
 
+def _scaled(whole: str, part: str, unit: int) -> int:
+    """`whole.part` units, exactly: a float has but 53 bits."""
+    return int(whole) * unit + int(part.ljust(9, "0")) * unit // 10**9
+
+
 def parse_duration(text: str) -> int:
     """`60s`, `1h30m`, `30d` or `0` → nanoseconds."""
     text = text.strip().lower()
@@ -46,7 +52,7 @@ def parse_duration(text: str) -> int:
         return 0
     if not _DURATION.fullmatch(text):
         raise ValueError(f"{text!r} is not a duration: write a number and a unit, such as 500ms, 60s, 5m, 1h or 30d")
-    total = sum(round(float(number) * _DURATION_UNITS[unit]) for number, unit in _DURATION_PART.findall(text))
+    total = sum(_scaled(whole, part, _DURATION_UNITS[unit]) for whole, part, unit in _DURATION_PART.findall(text))
     if total > MAX_DURATION_NS:
         raise ValueError(f"{text!r} is too long: at most 36500d")
     return total
@@ -63,9 +69,9 @@ def format_duration(nanoseconds: int) -> str:
 def parse_size(text: str) -> int:
     """`256MiB`, `1Gi`, `10MB` or plain bytes → bytes. The letters' case does not matter."""
     match = _SIZE.fullmatch(text.strip().lower())
-    if match is None or match[2] not in _SIZE_UNITS:
+    if match is None or match[3] not in _SIZE_UNITS:
         raise ValueError(f"{text!r} is not a size: write bytes, or a number and a unit, such as 64KiB, 256MiB or 1GiB")
-    size = round(float(match[1]) * _SIZE_UNITS[match[2]])
+    size = _scaled(match[1], match[2] or "", _SIZE_UNITS[match[3]])
     if size > MAX_SIZE:
         raise ValueError(f"{text!r} is too large: at most {format_size(MAX_SIZE)}")
     return size

@@ -364,7 +364,7 @@ def _left(leftover: Leftover) -> Record:
         actionner=intent.actionner,
         verdict=verdict,
         reason=reason,
-        target={"identity": intent.target, "pid": intent.pid, "start_ticks": intent.start_ticks},
+        target={"identity": intent.target, "pid": intent.pid, "birth": intent.birth},
         timing=Timing(intent.event_ns, intent.received_ns, intent.decided_ns, leftover.acted_ns),
         details={"recovered": True, "verified": leftover.verdict is Verdict.DONE},
     )

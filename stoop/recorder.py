@@ -75,7 +75,7 @@ class Recorder:
                 actionner=run.step.actionner,
                 target=ready.target,
                 pid=facts.pid if facts is not None else 0,
-                start_ticks=facts.start_ticks if facts is not None else 0,
+                birth=facts.birth if facts is not None else 0,
                 event_ns=run.matched.alert.time_ns,
                 received_ns=run.matched.received_ns,
                 decided_ns=decided_ns,

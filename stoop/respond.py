@@ -122,7 +122,7 @@ class Responder:
         batch = Batch(settled) if settled is not None else None
         parts.recorder.ledger.accepted(len(alerts), received_ns)
         delays = []
-        pending = 0
+        found: list[Matched] = []
         for alert in alerts:
             event_ns = alert.time_ns
             if event_ns:
@@ -130,15 +130,22 @@ class Responder:
                 sample(received_ns - event_ns)
             rules = route(alert)
             if rules:
-                pending += self._match(alert, rules, received_ns, batch)
-        parts.recorder.ledger.settled(len(alerts) - pending, received_ns)
-        if pending:
+                matched = self._match(alert, rules, received_ns, batch)
+                if matched is not None:
+                    found.append(matched)
+        parts.recorder.ledger.settled(len(alerts) - len(found), received_ns)
+        if len(found) == 1 and not len(self._queue):
+            self._respond(found[0])  # nothing to be fair to
+            self._look_idle()
+        elif found:
+            for matched in found:
+                self._enqueue(matched)
             self._drain()
         parts.recorder.took(kind, len(alerts), delays)
         if batch is not None:
             batch.leave()
 
-    def _match(self, alert: Alert, rules: Sequence[Rule], received_ns: int, batch: Batch | None) -> int:
+    def _match(self, alert: Alert, rules: Sequence[Rule], received_ns: int, batch: Batch | None) -> Matched | None:
         hits: list[tuple[Rule, Hit]] = []
         for rule in rules:
             hit = rule.test(alert, None)
@@ -147,17 +154,20 @@ class Responder:
                 if hit.certain and not rule.form.continue_:
                     break
         if not hits:
-            return 0
-        matched = Matched(alert, alert_id(alert, self._parts.node), hits, received_ns, batch)
+            return None
         if batch is not None:
             batch.enter()
+        return Matched(alert, alert_id(alert, self._parts.node), hits, received_ns, batch)
+
+    def _enqueue(self, matched: Matched) -> None:
+        """Let it wait its turn, which is fair by container."""
+        alert = matched.alert
         group = alert.fields.get("container.id")
         container = group if isinstance(group, str) else ""
-        crowd = (hits[0][0].form.rule, f"{container}:{alert.fields.get('proc.pid')}")
+        crowd = (matched.hits[0][0].form.rule, f"{container}:{alert.fields.get('proc.pid')}")
         dropped = self._queue.push(matched, container, crowd)
         if dropped is not None:
             self._expire(dropped)
-        return 1
 
     def _drain(self) -> bool:
         """Deal with some of what waits; whether anything is left (the task of `serve` goes on with it then)."""
@@ -183,10 +193,10 @@ class Responder:
                 hit = rule.test(matched.alert, resolved)
                 if not hit.possible:
                     continue
-            parts.recorder.metrics.inc("alerts_matched_total", (rule.form.rule,))
             run = Run(matched, rule, hit.unproven, subject.retain(), run_id(matched.alert_id, rule.form.rule))
             matched.open += 1
             self._start(run)
+            parts.recorder.metrics.inc("alerts_matched_total", (rule.form.rule,))
             if not rule.form.continue_:
                 break
         subject.release()

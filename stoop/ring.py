@@ -91,7 +91,7 @@ class Intent(msgspec.Struct, frozen=True, array_like=True):
     actionner: str
     target: str  # identity, as facts name it
     pid: int = 0
-    start_ticks: int = 0
+    birth: int = 0
     event_ns: int = 0
     received_ns: int = 0
     decided_ns: int = 0

@@ -163,6 +163,8 @@ class ProcessFacts(msgspec.Struct, frozen=True):
     `hold` leaves out what is seldom needed (`NodeHost.more_facts` fills it in): `ns_pids`, `exe_dev`, `exe_ino`, and
     `pid_ns` where the mount namespace or the cgroup tells enough.
 
+    `birth` tells it from every other process that had or will have its number in this boot: the inode of its pidfd
+    (Linux 6.9), else its start in clock ticks.
     `start_ns`..`start_ns + start_slack_ns` is when it began (CLOCK_REALTIME as of now; /proc gives 10 ms ticks,
     taskstats µs).
     `ns_pids`: its pid in each nested pid namespace, ours first (`NSpid` of /proc/PID/status).
@@ -171,18 +173,14 @@ class ProcessFacts(msgspec.Struct, frozen=True):
     """
 
     pid: int
-    start_ticks: int
+    birth: int
     start_ns: int
     start_slack_ns: int
     boot_id: str
     ppid: int
-    pgid: int
-    sid: int
-    state: str
     comm: str
     exe: str
     uid: int
-    threads: int
     kernel_thread: bool
     mnt_ns: int
     cgroups: tuple[tuple[str, str], ...]  # (controllers, path): "" for v2, as in /proc/PID/cgroup
@@ -196,7 +194,7 @@ class ProcessFacts(msgspec.Struct, frozen=True):
     @property
     def identity(self) -> str:
         """Stable name of this very process: survives neither its death nor a reboot."""
-        return f"{self.boot_id[:8]}:{self.pid}:{self.start_ticks}"
+        return f"{self.boot_id[:8]}:{self.pid}:{self.birth}"
 
 
 class ContainerFacts(msgspec.Struct, frozen=True):

@@ -108,7 +108,7 @@ class Subject:
         """What a record says of the target: facts where there are some, else what the alert claims."""
         if self._process is not None:
             facts = self._process.facts
-            told: dict[str, object] = {"pid": facts.pid, "start_ticks": facts.start_ticks, "comm": facts.comm}
+            told: dict[str, object] = {"pid": facts.pid, "birth": facts.birth, "comm": facts.comm}
             told |= {"exe": facts.exe, "uid": facts.uid, "ppid": facts.ppid, "proven_by": self.proven_by}
             if facts.container_id:
                 told["container_id"] = facts.container_id

@@ -85,6 +85,22 @@ def pidfd_ready(fd: int) -> bool:
     return bool(poll.poll(0))
 
 
+def has_pidfs() -> bool:
+    """Whether the inode of a pidfd is its process's own (pidfs, Linux 6.9): before that all share one.
+
+    Two different processes are compared: this one and its parent (itself, where there is none).
+    """
+    try:
+        ours, parents = os.pidfd_open(os.getpid()), os.pidfd_open(os.getppid())
+    except OSError:
+        return False
+    try:
+        return os.fstat(ours).st_ino != os.fstat(parents).st_ino
+    finally:
+        os.close(ours)
+        os.close(parents)
+
+
 def open_pidfd(pid: int) -> int:
     """A new pidfd, the caller's to close. Raises TargetGone (no such process), TargetRefused (a thread, EMFILE)."""
     try:

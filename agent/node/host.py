@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import re
 
-import msgspec
-
 from agent.node.cgroup import Cgroups
 from agent.node.containers import Containers
-from agent.node.facts import EXITED, more_facts, read_facts
+from agent.node.facts import EXITED, Facts
 from agent.node.held import LinuxHeld, hint, open_pidfd, pidfd_ready
-from agent.node.procfs import TICK_NS, Procfs, realtime_minus_boottime_ns
+from agent.node.procfs import Procfs
 from agent.node.session import entry_of
 from agent.node.taskstats import Taskstats
 from stoop.errors import TargetError, TargetGone, TargetRefused
@@ -33,6 +31,7 @@ class LinuxHost:
         self._procfs = Procfs(proc)
         self._containers = Containers(self._procfs, Cgroups(cgroup_root))
         self._taskstats = Taskstats()
+        self._facts = Facts(self._procfs, self._taskstats)
 
     @property
     def boot_id(self) -> str:
@@ -54,7 +53,7 @@ class LinuxHost:
             raise TargetRefused(f"pid {pid} is no target: only numbers from 2 to {PID_MAX} are")
         fd = open_pidfd(pid)
         try:
-            facts = self._facts(pid)
+            facts = self._read(pid, fd)
             if pidfd_ready(fd):
                 raise TargetGone(EXITED)
         except TargetError:
@@ -64,9 +63,9 @@ class LinuxHost:
             self._containers.remember(facts)
         return LinuxHeld(fd, facts, self._procfs)
 
-    def _facts(self, pid: int) -> ProcessFacts:
+    def _read(self, pid: int, pidfd: int) -> ProcessFacts:
         try:
-            return read_facts(self._procfs, pid)
+            return self._facts.read(pid, pidfd)
         except (FileNotFoundError, ProcessLookupError):
             raise TargetGone(EXITED) from None
         except OSError as error:
@@ -77,20 +76,16 @@ class LinuxHost:
 
         They do not agree on a machine that was suspended since: the kernel counts the age without that time.
         """
-        found = self._taskstats.start(facts.pid)
-        if found is None:
+        born = self._taskstats.born(facts.pid)
+        latest = facts.start_ns + facts.start_slack_ns
+        if born is None or born.start_ns + born.slack_ns < facts.start_ns or born.start_ns > latest:
             return facts.start_ns, facts.start_slack_ns
-        start_ns, slack_ns = found
-        # Against the tick as of now: CLOCK_REALTIME may have been set since the facts were read.
-        tick_ns = facts.start_ticks * TICK_NS + realtime_minus_boottime_ns()
-        if start_ns + slack_ns < tick_ns or start_ns > tick_ns + TICK_NS:
-            return facts.start_ns, facts.start_slack_ns
-        return start_ns, slack_ns
+        return born.start_ns, born.slack_ns
 
     def more_facts(self, facts: ProcessFacts) -> ProcessFacts:
         """The same facts with `ns_pids`, `exe_dev`, `exe_ino` and `pid_ns`; unchanged when it has exited meanwhile."""
         try:
-            return msgspec.structs.replace(facts, **more_facts(self._procfs, facts))
+            return self._facts.more(facts)
         except (OSError, TargetGone):
             return facts
 

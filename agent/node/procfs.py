@@ -159,6 +159,11 @@ def realtime_minus_boottime_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_REALTIME) - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
+def suspended_ns() -> int:
+    """How long this machine was suspended since it booted, in nanoseconds (clock_gettime(2))."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
+
+
 def namespace_inode(path: str) -> int:
     """The inode that names a namespace: `ns/mnt` is a link to `mnt:[4026531841]` (namespaces(7))."""
     link = os.readlink(path)

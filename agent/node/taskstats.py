@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 import time
+from typing import NamedTuple
 
 _NETLINK_GENERIC = 16
 _GENL_ID_CTRL = 16
@@ -27,15 +28,18 @@ _NLMSG_ERROR = 2
 _NESTED = 0x8000 | 0x4000
 # Flag bits in an attribute's type: nested, network byte order.
 
+_KIND_AT, _SEQUENCE_AT = 4, 8
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence number, port
 _GENL_HEADER = struct.Struct("=BBH")  # struct genlmsghdr: command, version, reserved
 _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length with header, type
 _U32 = struct.Struct("=I")
 _U16 = struct.Struct("=H")
 
-_AC_PID = 128
+_AC_COMM, _COMM_BYTES = 80, 32
+_AC_IDS = 120
 _AC_ETIME = 144
 # Offsets in struct taskstats. They hold for every version since 2: the structure grows at its end only.
+_IDS = struct.Struct("=IIII")  # ac_uid, ac_gid, ac_pid, ac_ppid
 _ETIME = struct.Struct("=Q")
 _STATS_MIN = _AC_ETIME + _ETIME.size
 
@@ -48,6 +52,19 @@ _GOOD_NS = 20_000
 """A query usually takes below 10 µs. If the agent was interrupted in the middle it asks again, for a tighter answer."""
 
 
+class Born(NamedTuple):
+    """What the kernel tells of a process, or of the thread with this number.
+
+    It began within `slack_ns` after `start_ns` (CLOCK_REALTIME as of now). `uid` is the real one.
+    """
+
+    start_ns: int
+    slack_ns: int
+    ppid: int
+    uid: int
+    comm: bytes
+
+
 class Taskstats:
     """One netlink socket, opened when first asked. Where the kernel doesn't answer, it isn't asked a second time."""
 
@@ -56,9 +73,11 @@ class Taskstats:
         self._family = 0
         self._refused = False
         self._sequence = 0
+        self._request = bytearray()
+        self._stats_at = 0
 
-    def start(self, pid: int) -> tuple[int, int] | None:
-        """(earliest start, slack) in nanoseconds of CLOCK_REALTIME as of now, or None where it can't be told.
+    def born(self, pid: int) -> Born | None:
+        """What is known of this process, None where it can't be told.
 
         Never waits: the kernel answers within the request. The caller holds the process.
         """
@@ -89,30 +108,60 @@ class Taskstats:
         self._family = _U16.unpack_from(_attributes(answer or b"")[_CTRL_ATTR_FAMILY_ID])[0] if answer else 0
         if not self._family:
             raise OSError("the kernel has no taskstats")
+        body = _GENL_HEADER.pack(_TASKSTATS_CMD_GET, 1, 0) + _attribute(_TASKSTATS_CMD_ATTR_PID, _U32.pack(0))
+        head = _HEADER.pack(_HEADER.size + len(body), self._family, _NLM_F_REQUEST, 0, 0)
+        self._request = bytearray(head + body)
+        self._socket.connect((0, 0))
 
-    def _best(self, pid: int) -> tuple[int, int] | None:
-        best: tuple[int, int] | None = None
+    def _best(self, pid: int) -> Born | None:
+        best: Born | None = None
         for _ in range(_TRIES):
             found = self._once(pid)
             if found is None:
                 return None
-            best = found if best is None or found[1] < best[1] else best
-            if best[1] <= _GOOD_NS:
+            best = found if best is None or found.slack_ns < best.slack_ns else best
+            if best.slack_ns <= _GOOD_NS:
                 break
         return best
 
-    def _once(self, pid: int) -> tuple[int, int] | None:
+    def _once(self, pid: int) -> Born | None:
+        """One question, put together and taken apart by hand: this is on the way of each act."""
+        assert self._socket is not None
+        request = self._request
+        self._sequence = sequence = (self._sequence + 1) & 0xFFFFFFFF
+        _U32.pack_into(request, _SEQUENCE_AT, sequence)
+        _U32.pack_into(request, len(request) - _U32.size, pid)
         before = time.monotonic_ns()
-        answer = self._ask(self._family, _TASKSTATS_CMD_GET, _attribute(_TASKSTATS_CMD_ATTR_PID, _U32.pack(pid)))
+        self._socket.send(request)
+        data = self._socket.recv(_REPLY_MAX)
         after = time.monotonic_ns()
-        stats = _attributes(_attributes(answer or b"").get(_TASKSTATS_TYPE_AGGR_PID, b"")).get(_TASKSTATS_TYPE_STATS)
-        if stats is None or len(stats) < _STATS_MIN or _U32.unpack_from(stats, _AC_PID)[0] != pid:
+        for _ in range(_STALE_MAX):
+            if _U32.unpack_from(data, _SEQUENCE_AT)[0] == sequence:
+                break
+            data = self._socket.recv(_REPLY_MAX)
+        else:
+            raise OSError("netlink answers something else")
+        if _U16.unpack_from(data, _KIND_AT)[0] == _NLMSG_ERROR:
+            _raise_unless_gone(data)
             return None
-        lived_ns = _ETIME.unpack_from(stats, _AC_ETIME)[0] * 1000
+        at = self._stats_at or self._find_stats(data)
+        uid, _, known, ppid = _IDS.unpack_from(data, at + _AC_IDS)
+        if known != pid:
+            return None
+        lived_ns = _ETIME.unpack_from(data, at + _AC_ETIME)[0] * 1000
+        comm = data[at + _AC_COMM : at + _AC_COMM + _COMM_BYTES]
         # The kernel looked at its clock between `before` and `after`, and cut the age to whole µs.
-        earliest = before - lived_ns - 1000
-        to_realtime = time.time_ns() - time.monotonic_ns()
-        return earliest + to_realtime, after - before + 1000
+        earliest = before - lived_ns - 1000 + time.time_ns() - time.monotonic_ns()
+        return Born(earliest, after - before + 1000, ppid, uid, comm[: comm.find(b"\0")])
+
+    def _find_stats(self, data: bytes) -> int:
+        """Where struct taskstats begins in an answer: the same in each, the shape does not change while we run."""
+        answer = data[_HEADER.size + _GENL_HEADER.size :]
+        stats = _attributes(_attributes(answer).get(_TASKSTATS_TYPE_AGGR_PID, b"")).get(_TASKSTATS_TYPE_STATS, b"")
+        if len(stats) < _STATS_MIN:
+            raise OSError("the kernel's taskstats are of another shape")
+        self._stats_at = data.index(stats)
+        return self._stats_at
 
     def _ask(self, family: int, command: int, attribute: bytes) -> bytes | None:
         """Send one request and return the attributes of its answer; None for ESRCH and the like."""

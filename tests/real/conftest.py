@@ -71,11 +71,16 @@ def spawn() -> Iterator[Spawn]:
 
 
 def line(process: Process) -> str:
-    """The next line that a program writes."""
+    """The next line that a program writes. Byte by byte: what a buffer holds can't be waited for."""
     assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], PATIENCE_S)
-    assert ready, f"pid {process.pid} says nothing"
-    return process.stdout.readline().strip()
+    told = b""
+    while not told.endswith(b"\n"):
+        ready, _, _ = select.select([process.stdout], [], [], PATIENCE_S)
+        assert ready, f"pid {process.pid} says nothing more than {told!r}"
+        byte = os.read(process.stdout.fileno(), 1)
+        assert byte, f"pid {process.pid} ended after {told!r}"
+        told += byte
+    return told.decode().strip()
 
 
 def say(process: Process, text: str = "") -> None:
@@ -134,6 +139,19 @@ class Box:
     def enter(self) -> None:
         """Move the calling process in: a `preexec_fn`."""
         self.add(os.getpid())
+
+    def freeze(self) -> None:
+        """As `docker pause` does."""
+        for directory in self.directories:
+            if (directory / "cgroup.freeze").exists():
+                (directory / "cgroup.freeze").write_text("1")
+            if (directory / "freezer.state").exists():
+                (directory / "freezer.state").write_text("FROZEN")
+
+    def is_frozen(self) -> bool:
+        """Whether any of its freezers is on."""
+        files = [path / name for path in self.directories for name in ("cgroup.freeze", "freezer.state")]
+        return any(file.read_text().strip() not in ("0", "THAWED") for file in files if file.exists())
 
     def pids(self) -> set[int]:
         """Who is in it now, directly."""

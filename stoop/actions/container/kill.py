@@ -138,7 +138,7 @@ def overdue_whole(host: NodeHost, begun: Begun) -> Outcome:
     held: HeldContainer = begun.held[0]
     left = host.container_members(held.container)
     init = f", its init in state {held.init.state()}" if held.init is not None else ""
-    return Outcome(Verdict.FAILED, f"killed, yet {len(left)} processes are left{init}", begun.details)
+    return Outcome(Verdict.FAILED, f"killed, yet not empty: {len(left)} left{init}", begun.details)
 
 
 def begin(ctx: ActContext) -> Outcome | Begun:
