@@ -31,6 +31,10 @@ IDLE_SECONDS = 120.0
 BIND_SECONDS = 5.0
 """How long to try for a port that is in use: an earlier helper may still be ending."""
 
+LINGER_SECONDS = 1.0
+LINGER_READS = 16
+"""For a peer that is cut off to take its answer, and how much more of it is read meanwhile."""
+
 BACKLOG = 64
 _CHUNK = 16 * 1024
 
@@ -131,6 +135,7 @@ class Server:
                     return
             if fault is not None:
                 await _send(stream, _plain(fault, fault.phrase.lower()), "GET", keep=False)
+                await _linger(stream)
                 return
             if parser.at_rest:
                 deadline = trio.current_time() + IDLE_SECONDS
@@ -161,6 +166,15 @@ async def _send(stream: trio.SocketStream, response: Response, method: str, keep
     with trio.move_on_after(HEAD_SECONDS) as sending:
         await stream.send_all(head.encode("ascii") + (b"" if method == "HEAD" else response.body))
     return not sending.cancelled_caught
+
+
+async def _linger(stream: trio.SocketStream) -> None:
+    """Let the peer read the answer: to close while bytes are unread would reset the connection (RFC 9112, 9.6)."""
+    await stream.send_eof()
+    with trio.move_on_after(LINGER_SECONDS):
+        for _ in range(LINGER_READS):
+            if not await stream.receive_some(_CHUNK):
+                return
 
 
 class _Parser:
