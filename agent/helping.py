@@ -115,7 +115,7 @@ class Helper:
     def _greet(self, hello: Hello) -> None:
         log.configure(hello.log_format, write=self._lines.put)
         if hello.metrics_address and self._nursery is not None:
-            self._nursery.start_soon(self._serve, hello.metrics_address, hello.metrics_port)
+            self._nursery.start_soon(self._serve, hello)
 
     @staticmethod
     def _log_record(message: Recorded) -> None:
@@ -144,15 +144,16 @@ class Helper:
                 await self._reflex.ask()
             await trio.sleep(pause)
 
-    async def _serve(self, address: str, port: int) -> None:
+    async def _serve(self, hello: Hello) -> None:
+        address = hello.metrics_address
         try:
-            listener = await listen(address, port)
+            listener = await listen(address, hello.metrics_port)
         except StartRefused as error:
             log.get().error("metrics and health are not served", problem=str(error))
             self._reflex.post(Serving(address, 0, str(error)))
             return
         self._reflex.post(Serving(address, listener.socket.getsockname()[1]))
-        pages = Pages(self._reflex, dropped=lambda: self._lines.dropped)
+        pages = Pages(self._reflex, hello.version, dropped=lambda: self._lines.dropped)
         await Server(pages.handle).serve(listener)
 
 

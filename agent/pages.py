@@ -21,8 +21,9 @@ STUCK_SECONDS = 10.0
 class Pages:
     """The handler of the helper's HTTP server. `dropped`: log lines that the helper itself has lost."""
 
-    def __init__(self, reflex: ReflexPeer, dropped: Callable[[], int]) -> None:
+    def __init__(self, reflex: ReflexPeer, version: str, dropped: Callable[[], int]) -> None:
         self._reflex = reflex
+        self._version = version
         self._dropped = dropped
 
     async def handle(self, request: Request) -> Response:
@@ -41,6 +42,7 @@ class Pages:
         latest = reply or self._reflex.last
         samples = dict(latest.samples) if latest else {}
         samples["reflex_responding"] = [((), 1 if reply else 0)]
+        samples["build_info"] = [((self._version,), 1)]
         merge(samples, {"log_lines_dropped_total": [(("helper",), self._dropped())]})
         body, content_type = render(samples, accept)
         return Response(HTTPStatus.OK, body, content_type)

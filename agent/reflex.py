@@ -21,6 +21,7 @@ from agent.front import Front
 from agent.link import Link
 from agent.node.host import LinuxHost
 from agent.own import Own
+from agent.rehearsal import rehearse
 from agent.rulebook import Rulebook
 from stoop import __version__, guard
 from stoop.catalogue import CATALOGUE
@@ -161,7 +162,8 @@ class Reflex:
             )
 
     def settle_memory(self) -> None:
-        """After the start: what is there now stays, so the collector need not look at it again, ever."""
+        """At the end of the start: rehearse, then let the collector never look again at what is there now."""
+        rehearse(self.host, self.own.facts, self.keeps.policy, self.clocks, self.link.pid or os.getpid())
         gc.collect()
         gc.freeze()
 

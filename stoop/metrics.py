@@ -69,7 +69,6 @@ DEFINITIONS: dict[str, Definition] = {
         ),
         Definition("intake_up", "gauge", "1 while this way in is listening or followed.", ("intake",)),
         Definition("connections", "gauge", "Open connections of senders.", ("intake",)),
-        Definition("connections_refused_total", "counter", "Connections refused, by reason.", ("intake", "reason")),
         Definition(
             "feed_silence_seconds", "gauge", "Since the last alert of any kind; since the start when there was none."
         ),
@@ -101,7 +100,6 @@ DEFINITIONS: dict[str, Definition] = {
         Definition("log_lines_dropped_total", "counter", "Log lines lost because nobody took them.", ("process",)),
         Definition("helper_restarts_total", "counter", "Times that the helper ended and was started again."),
         Definition("reflex_responding", "gauge", "1 while the reflex answers; 0 with the counts of its last answer."),
-        Definition("start_time_seconds", "gauge", "When the agent started, in seconds since the epoch."),
         Definition("build_info", "gauge", "Always 1; the version is in the label.", ("version",)),
     )
 }

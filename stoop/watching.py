@@ -16,9 +16,7 @@ MAX_SYMLINKS = 40
 
 _CHANGES = flags.MODIFY | flags.CLOSE_WRITE | flags.ATTRIB | flags.DELETE_SELF | flags.MOVE_SELF
 _DIRECTORY = _CHANGES | flags.CREATE | flags.DELETE | flags.MOVED_FROM | flags.MOVED_TO | flags.ONLYDIR
-_ENDS_WRITING = (
-    flags.CLOSE_WRITE | flags.DELETE | flags.MOVED_FROM | flags.MOVED_TO | flags.DELETE_SELF | flags.IGNORED
-)
+_ENDS_WRITING = flags.CLOSE_WRITE | flags.DELETE | flags.MOVED_FROM | flags.MOVED_TO | flags.DELETE_SELF | flags.IGNORED
 
 Names = dict[str, set[str]]
 """Directory → the names in it that matter."""

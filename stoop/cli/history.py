@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import sys
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -75,10 +74,6 @@ def _show_past(state_dir: str, as_json: bool, **asked: Any) -> set[tuple[Any, An
     # Only who asks for history pays for SQLite.
     from stoop.history import read
 
-    if not Path(state_dir).is_dir():
-        raise UserError(
-            "there is no journal: no such directory", where=state_dir, hint="is -c the agent's configuration?"
-        )
     shown = set()
     for record in read(state_dir, **asked):
         _show(record, as_json)

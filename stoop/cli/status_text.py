@@ -32,7 +32,7 @@ def _findings(status: Mapping[str, Any]) -> Iterator[str]:
     if rules.get("count") == 0:
         yield "no rules are loaded"
     if error := rules.get("last_error"):
-        yield f"the rules files can't be used, the old rules stay: {error}"
+        yield f"the rules files can't be used, the old rules stay: {_value(error)}"
     for rule, reason in _part(status, "disarmed").items():
         yield f"disarmed: {rule}: {reason} (`stoop arm`)"
     journal = _part(status, "journal")
@@ -43,8 +43,6 @@ def _findings(status: Mapping[str, Any]) -> Iterator[str]:
     lag = journal.get("lag")
     if isinstance(lag, int | float) and lag > STALE_LAG:
         yield f"the journal is {lag:g} records behind"
-    if unfinished := _part(status, "recovery").get("unfinished"):
-        yield f"unfinished when the agent last ended: {_count(unfinished)} (`stoop history`)"
     if "helper" in status and not _part(status, "helper").get("pid"):
         yield "the helper is not running: no metrics, no reload"
 
@@ -63,7 +61,7 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[Text]:
         ("feed", _feed(status)),
         ("clock", _clock(status)),
         ("journal", _pairs(_part(status, "journal"))),
-        ("recovery", _pairs(_part(status, "recovery"))),
+        ("last end", _recovery(_part(status, "recovery"))),
         ("helper", _pairs(_part(status, "helper"))),
     ):
         if said:
@@ -153,6 +151,20 @@ def _clock(status: Mapping[str, Any]) -> str:
         said.append(f"Falco's is {offset:+.2f} ms from ours{sure}")
     if steps := clock.get("steps"):
         said.append(f"{steps} steps noticed")
+    return ", ".join(said)
+
+
+def _recovery(recovery: Mapping[str, Any]) -> str:
+    """How the agent before this one ended, and what that may have cost."""
+    if not recovery:
+        return ""
+    said = ["in order" if recovery.get("clean") else "not in order (killed, or the machine went down)"]
+    if unfinished := recovery.get("unfinished"):
+        said.append(f"{_count(unfinished)} acts under way then (`stoop history`)")
+    if window := _part(recovery, "window"):
+        most = "an unknown number of" if window.get("at_most") is None else f"at most {window['at_most']}"
+        times = [timestamp(window.get(name) or 0) for name in ("from_ns", "to_ns")]
+        said.append(f"{most} alerts lost between {times[0]} and {times[1]}")
     return ", ".join(said)
 
 

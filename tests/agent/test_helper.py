@@ -315,6 +315,7 @@ class TestMetrics:
         assert 'stoop_event_to_acted_seconds_bucket{le="0.0003"} 0.0' in body
         assert 'stoop_event_to_acted_seconds_bucket{le="0.0005"} 1.0' in body
         assert "stoop_reflex_responding 1.0" in body
+        assert 'stoop_build_info{version="0.1.0"} 1.0' in body
 
     def test_openmetrics_when_asked(self, start: Start) -> None:
         helper = start()

@@ -47,7 +47,7 @@ async def together() -> AsyncIterator[tuple[Pages, Reflex, ReflexPeer]]:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(peer.run)
         nursery.start_soon(reflex.run)
-        yield Pages(peer, dropped=lambda: 0), reflex, peer
+        yield Pages(peer, "0.1.0", dropped=lambda: 0), reflex, peer
         nursery.cancel_scope.cancel()
 
 

@@ -100,7 +100,7 @@ def agent(tmp_path: Path) -> Iterator[FakeAgent]:
 
 
 HOSTILE = "\x1b[31mred\x1b[0m \u202egnp.exe [red]markup[/red] \x9b2J new\nline"
-"""What an attacker can name a process: terminal escapes, a bidirectional override, rich markup, C1 CSI, a line break."""
+"""What an attacker can name a process: terminal escapes, a bidi override, rich markup, C1 CSI, a line break."""
 
 RAW = ("\x1b", "\u202e", "\x9b", "new\nline")
 """Parts of HOSTILE that must never reach a terminal."""

@@ -497,6 +497,7 @@ async def test_a_newcomer_with_the_same_pid_lives(
                 new = host.precise_start(newcomer.facts)
                 assert not newcomer.has_exited()
                 assert sum(old) < new[0]
+                assert held.facts.identity != newcomer.facts.identity
                 same_tick = abs(new[0] - old[0]) < 10_000_000
         if same_tick:
             return  # told apart, though /proc gives both the same start

@@ -43,7 +43,7 @@ _ENDING = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGQU
 # Signals that are sent to end a process, so the act is done when it has ended. For others (HUP: read your files anew,
 # STOP, USR1) being delivered is all that can be asked.
 
-_NAMES: dict[str, int] = {known.name.removeprefix("SIG"): known.value for known in signal.Signals}
+_NAMES: dict[str, int] = {name.removeprefix("SIG"): known.value for name, known in signal.Signals.__members__.items()}
 
 ORPHANS = "descendants whose parent had ended before the act can't be found (scope: container reaches them)"
 
@@ -249,7 +249,8 @@ def _delivered(details: dict[str, Any]) -> Outcome:
 
 
 def _name(signo: int) -> str:
-    return next((name for name, number in _NAMES.items() if number == signo), str(signo))
+    known = signo in _NAMES.values()
+    return signal.Signals(signo).name.removeprefix("SIG") if known else str(signo)
 
 
 # ---------------------------------------------------------------- verify
