@@ -26,6 +26,7 @@ from stoop.intake.file import FileIntake
 from stoop.intake.http import HttpIntake
 from stoop.intake.stdin import StdinIntake
 from stoop.intake.unix import UnixIntake
+from stoop.log import printable
 
 GRACE_SECONDS = 8.0
 """What is under way at SIGTERM may finish so long: below the 10 s that `docker stop` gives, far below a pod's 30."""
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(arguments.config, arguments.rules, os.environ)
         for warning in config.warnings:
-            print(f"stoop-agent: {warning}", file=sys.stderr)  # noqa: T201 - there is no log before the helper
+            print(f"stoop-agent: {printable(warning)}", file=sys.stderr)  # noqa: T201 - there is no log before the helper
         run(config)
     except UserError as error:
         complaints: list[UserError] = [error]
@@ -61,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         return 0
     for complaint in complaints:
-        print(f"stoop-agent: {complaint}", file=sys.stderr)  # noqa: T201 - the program ends with it
+        for line in str(complaint).splitlines():
+            print(f"stoop-agent: {printable(line)}", file=sys.stderr)  # noqa: T201 - the program ends with it
     return 2
 
 
@@ -122,8 +124,7 @@ async def live(reflex: Reflex) -> None:
             await _first_rules(reflex)
             await base.start(reflex.responder.serve)
             base.start_soon(_tick, reflex)
-            if reflex.config.watch_rules:
-                base.start_soon(reflex.rule_files.watch, reflex.rules_changed, reflex.warn)
+            base.start_soon(reflex.rule_files.watch, reflex.rules_changed, reflex.warn)
             async with trio.open_nursery() as intakes:
                 for name, serve in _intakes(reflex):
                     reflex.bound[name] = _shown(await intakes.start(serve))

@@ -163,7 +163,10 @@ def _spawn(fd: int) -> subprocess.Popen[bytes]:
         [sys.executable, "-m", "agent.helper", str(fd)],
         pass_fds=(fd,),
         stdin=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # Ctrl-C goes to the whole group, and the reflex decides when the helper ends.
+        process_group=0,
+        # One arena is enough for a program of one busy thread, and spares a MiB.
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "MALLOC_ARENA_MAX": "1"},
     )
 
 

@@ -104,7 +104,7 @@ class Reflex:
         self.front.show_all = config.print_all_events
         self.desk = Desk(self.front, self.clocks.now_ns, self.warn)
         self.rulebook = Rulebook(self.link.send, self.responder.use, self.say, self.metrics, self.clocks.now_ns)
-        self.rule_files = RuleFiles(config.rules_files)
+        self.rule_files = RuleFiles(config.rules_files, use_inotify=config.watch_rules)
         self.bound: dict[str, str] = {}
         self.serving: Serving | None = None
         self.stopping = False

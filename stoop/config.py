@@ -257,15 +257,19 @@ def reference() -> str:
 def _table(prefix: str, settings: Mapping[str, Setting]) -> str:
     """The settings directly below a prefix, or nothing."""
     rows = [
-        f"| `{key}` | {setting.default_text or f'`{setting.show(setting.default)}`'} | `{setting.env}` "
-        f"| {setting.description} |\n"
+        f"| `{key}` | {setting.default_text or _default(setting)} | `{setting.env}` | {setting.description} |\n"
         for key, setting in settings.items()
         if key.startswith(prefix) and "." not in key.removeprefix(prefix)
     ]
     return "| key | default | environment | meaning |\n|---|---|---|---|\n" + "".join(rows) if rows else ""
 
 
-_HEAD = """\
+def _default(setting: Setting) -> str:
+    shown = setting.show(setting.default)
+    return f"`{shown}`" if shown else "none"
+
+
+_HEAD = f"""\
 # Configuration
 
 <!-- Made from stoop/config_model.py by `make generate`: edit the settings there. -->
@@ -275,6 +279,7 @@ and the file beats the default. `stoop config print` shows what counts and where
 
 - Keys count in any case. A key that does not exist is a warning with a suggestion, a value that can't be right is an
   error with file and line; all errors are told at once.
+- `STOOP_CONFIG` names the file where `-c` does not; without either, {DEFAULT_PATH} is read if it is there.
 - Durations are a number and a unit: `500ms`, `60s`, `5m`, `1h30m`, `30d`. Sizes: `64KiB`, `256MiB`, `1GiB`, or bytes.
 - In the environment a list is written with commas, an empty variable counts as unset, and a section that may be null is
   turned off with `null` or on with `on` (`STOOP_METRICS=null`). A variable of a setting inside a section turns it on.

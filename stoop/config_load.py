@@ -22,6 +22,9 @@ MAX_DEPTH = 32
 """Levels of nesting: ours has 3, Talon's 4. libyaml's C code has no limit and ends the program at some 50,000."""
 
 ENV_PREFIX = "STOOP_"
+ENV_FILE = "STOOP_CONFIG"
+"""Names the configuration file itself, where no flag does; the programs read it."""
+
 _NULL_TAG = "tag:yaml.org,2002:null"
 _NULL_WORDS = frozenset({"null", "~", "none", "off", "false"})
 _SERVICE_LINK = re.compile(r"(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_\d+_(TCP|UDP|SCTP)(_.*)?)?)")
@@ -169,7 +172,8 @@ class _YamlReader:
             if not isinstance(key_node, yaml.ScalarNode):
                 self.findings.problem("a key must be a word", self._place(key_node))
                 continue
-            key = prefix + key_node.value.lower()
+            # What a terminal would obey is shown escaped, as an unknown key.
+            key = prefix + (key_node.value.lower() if key_node.value.isprintable() else repr(key_node.value))
             if key in seen:
                 self.findings.problem(f"given twice, first on line {seen[key]}", self._where(key_node, key))
                 continue
@@ -263,7 +267,7 @@ def from_environment(
         if key is not None and (key not in found or name in names):
             is_null = key in known.sections and text.strip().lower() in _NULL_WORDS
             found[key] = Given(None if is_null else (text,), f"env {name}", f"environment: {name}")
-        elif key is None and name.startswith(ENV_PREFIX) and not _is_service_link(name):
+        elif key is None and name.startswith(ENV_PREFIX) and name != ENV_FILE and not _is_service_link(name):
             findings.warn(f"there is no such setting{did_you_mean(name, names)}; it is ignored", f"environment: {name}")
     return found
 

@@ -23,7 +23,7 @@ BUSY_SECONDS = 5.0
 _decode = msgspec.json.Decoder(Record).decode
 
 
-def read(  # noqa: PLR0913 - each one is a filter, and all but the first are optional
+def read(
     state_dir: Path | str,
     *,
     since_ns: int | None = None,

@@ -104,7 +104,7 @@ class _Past(msgspec.Struct, frozen=True):
 
 
 class _Item(msgspec.Struct, frozen=True, gc=False):
-    """An entry on its way: the ring slot to free once it is written, and when it was queued (0: the ring did not count it)."""
+    """An entry on its way, the slot to free once it is written, and when it was queued (0: not counted by the ring)."""
 
     entry: Entry | None  # None: the last one, end after it
     slot: int
@@ -172,7 +172,7 @@ class Journal:
             self._queue.put(_Item(Repeats(act, count), -1, 0))
 
     def put_mark(self, mark: FileMark) -> None:
-        """All that came of what is before this mark was put: it is written together with that or later, never before."""
+        """What came of all before this mark was put already: it is written together with that or later, not before."""
         self._marks[mark.path] = mark
         if self._has_room():
             self._queue.put(_Item(mark, -1, 0))
@@ -216,8 +216,9 @@ class Journal:
         if self._stopping.is_set():
             self._lost += 1
             return False
-        if self._lag() < MAX_QUEUED and self._queued_bytes - self._written_bytes < MAX_QUEUED_BYTES:
-            self._full = False
+        lag = self._lag()
+        if lag < MAX_QUEUED and self._queued_bytes - self._written_bytes < MAX_QUEUED_BYTES:
+            self._full = self._full and lag > MAX_QUEUED // 2  # said once a time, not at each wavelet
             return True
         self._lost += 1
         if not self._full:
@@ -346,7 +347,7 @@ class Journal:
 def _left(leftover: Leftover) -> Record:
     """The record of an act whose agent ended first, with what its slot knew.
 
-    A stamp `acted` makes a `done`: the act was carried out on a target that was held; only the look afterwards is missing.
+    A stamp `acted` makes a `done`: it was carried out on a target that was held; only the look afterwards is missing.
     """
     intent = leftover.intent
     if leftover.verdict is not None:

@@ -186,7 +186,7 @@ def read_ring(data: bytes, boot: bytes, now_ns: int) -> Found:
     """What the bytes of a ring say. Raises JournalError when they are no ring of this version."""
     if len(data) != FILE_BYTES:
         raise JournalError(f"the ring has {len(data)} bytes instead of {FILE_BYTES}")
-    words = memoryview(data)[:HEADER_BYTES].cast("Q")
+    words = _header_words(data)
     if words[_W_MAGIC] != _MAGIC or words[_W_SHAPE] != _SHAPE:
         raise JournalError("the ring is of another version, or not a ring")
     leftovers: list[Leftover] = []
@@ -213,6 +213,12 @@ def read_ring(data: bytes, boot: bytes, now_ns: int) -> Found:
     )
 
 
+def _header_words(data: bytes | mmap.mmap) -> memoryview[int]:
+    """The header as words of 8 bytes. The view must be released before what it shows can be closed."""
+    with memoryview(data) as whole, whole[:HEADER_BYTES] as header:
+        return header.cast("Q")
+
+
 def _window(words: memoryview[int], same_boot: bool, now_ns: int) -> LossWindow | None:
     unsettled = words[_W_ACCEPTED] - words[_W_SETTLED]
     unwritten = words[_W_QUEUED] - words[_W_WRITTEN]
@@ -236,8 +242,7 @@ class Ring:
         self.lasting = lasting
         self.full = 0
         self._map = memory
-        self._whole = memoryview(memory)
-        self._words = self._whole[:HEADER_BYTES].cast("Q")
+        self._words = _header_words(memory)
         self._crcs = [0] * SLOTS
         kept = {leftover.slot for leftover in leftovers}
         # Taken from the end and given back there: few pages are ever touched, and those stay warm.
@@ -329,13 +334,15 @@ class Ring:
         words[_W_WRITTEN] = self._written
 
     def close(self, *, orderly: bool) -> None:
-        """Unmap it. `orderly`: nothing is under way any more, so the next start need not search for it."""
-        if self._map.closed:
+        """Let go of the file. `orderly`: its agent ends as it should. What is still written to it goes nowhere."""
+        if not self.lasting:
             return
+        self.lasting = False
         self._words[_W_CLOSED] = int(orderly)
         self._words.release()
-        self._whole.release()
         self._map.close()
+        self._map = mmap.mmap(-1, FILE_BYTES)
+        self._words = _header_words(self._map)
 
 
 def open_ring(state_dir: Path, now_ns: int) -> tuple[Ring, Found]:

@@ -5,7 +5,7 @@ The pidfd is opened first and the facts are read after it: what was read and wha
 
 from __future__ import annotations
 
-from stoop.alert import Alert
+from stoop.alert import Alert, text_form
 from stoop.errors import TargetError, TargetGone, TargetRefused
 from stoop.guard import (
     ANOTHER,
@@ -21,6 +21,12 @@ from stoop.guard import (
     target_pid,
 )
 from stoop.spec import ContainerFacts, HeldProcess, HostFacts, NodeHost, ProcessFacts, TargetKind
+
+MAX_SHOWN_NUMBER = 2**53
+"""Beyond it a reader of JSON may round (RFC 8259, section 6)."""
+
+MAX_SHOWN_TEXT = 64
+"""Characters kept of a claim that is no number."""
 
 POD_FIELDS = ("k8s.ns.name", "k8s.pod.name", "k8s.pod.uid", "k8s.pod.id", "container.name")
 
@@ -115,7 +121,8 @@ class Subject:
             if facts.pod_uid:
                 told["pod_uid"] = facts.pod_uid
         else:
-            told = {"claimed_pid": self.alert.fields.get("proc.pid"), "claimed_container_id": self.said.container_id}
+            told = {"claimed_pid": _shown(self.alert.fields.get("proc.pid"))}
+            told["claimed_container_id"] = self.said.container_id
         if self._container is not None:
             told["container_id"] = self._container.container_id
         if self.said.namespace:
@@ -160,3 +167,10 @@ class Subject:
         if not wanted:
             raise TargetRefused("the alert names no container, and its process is in none")
         return self._host.find_container(wanted)
+
+
+def _shown(claim: object) -> object:
+    """A claim as a record may hold it: what is no ordinary number becomes a short text (msgpack ends at 64 bits)."""
+    if claim is None or (type(claim) is int and abs(claim) <= MAX_SHOWN_NUMBER):
+        return claim
+    return text_form(claim)[:MAX_SHOWN_TEXT]

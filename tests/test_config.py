@@ -289,15 +289,17 @@ class TestProblems:
 
 class TestWarnings:
     def test_unknown_keys_with_a_suggestion(self, load: Loading) -> None:
-        assert load.warnings("moode: off\nguard: {protected_namespace: [a]}\nxyz: 1") == [
+        assert load.warnings('moode: off\nguard: {protected_namespace: [a]}\nxyz: 1\n"\\e[2J": 1') == [
             "1: moode: there is no such setting (did you mean mode?); it is ignored",
             "2: guard.protected_namespace: there is no such setting (did you mean guard.protected_namespaces?); "
             "it is ignored",
             "3: xyz: there is no such setting; it is ignored",
+            r"4: '\x1b[2J': there is no such setting; it is ignored",
         ]
 
     def test_unknown_variables_but_not_those_of_service_links(self, load: Loading) -> None:
         links = {
+            "STOOP_CONFIG": "/etc/stoop/stoop.yaml",
             "STOOP_PORT": "tcp://10.0.0.1:2804",
             "STOOP_SERVICE_HOST": "10.0.0.1",
             "STOOP_SERVICE_PORT_METRICS": "2804",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import trio
@@ -32,6 +32,9 @@ LONGEST_PAUSE_S = 0.1
 """Pauses between looks whether a cgroup is empty; each is half as long again as the one before. epoll counts in ms."""
 
 
+_Switch = Callable[[str, bool], bool]
+
+
 class _Seen(NamedTuple):
     """Where a process that was held has its container. No paths: two processes said different things."""
 
@@ -54,6 +57,7 @@ class Containers:
         self._cgroups = cgroups
         self._depth = len(procfs.status(os.getpid()).ns_pids)
         self._seen: OrderedDict[str, _Seen] = OrderedDict()
+        self._frozen: dict[str, tuple[str, _Switch]] = {}  # by container id, for as long as it is frozen
 
     # ------------------------------------------------------------ finding
 
@@ -110,26 +114,25 @@ class Containers:
         return {pid for directory in directories if directory for pid in self._cgroups.members(directory)}
 
     def _init(self, members: set[int]) -> int:
-        for pid in sorted(members):
-            try:
-                ns_pids = self._procfs.status(pid).ns_pids
-            except (FileNotFoundError, ProcessLookupError):
-                continue
+        known = {}
+        for member in self._read(members):
             # One level below ours and the first there. The usual case, and it spares reading all the others.
-            if ns_pids[-1] == 1 and len(ns_pids) == self._depth + 1:
-                return pid
-        return init_of(self.table(members))
+            if member.ns_pids[-1] == 1 and len(member.ns_pids) == self._depth + 1:
+                return member.pid
+            known[member.pid] = member
+        return init_of(known)
 
     def table(self, pids: Iterable[int]) -> dict[int, Member]:
         """Parents, sessions and starts of these processes; those that have gone are left out."""
-        found = {}
+        return {member.pid: member for member in self._read(pids)}
+
+    def _read(self, pids: Iterable[int]) -> Iterator[Member]:
         for pid in sorted(pids)[:MAX_MEMBERS]:
             try:
                 stat, status = self._procfs.stat(pid), self._procfs.status(pid)
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            found[pid] = Member(pid, stat.ppid, stat.sid, stat.start_ticks, status.ns_pids, stat.comm)
-        return found
+            yield Member(pid, stat.ppid, stat.sid, stat.start_ticks, status.ns_pids, stat.comm)
 
     # ------------------------------------------------------------ acting
 
@@ -139,10 +142,28 @@ class Containers:
         Raises TargetRefused for the agent's own cgroup (it would stop itself), ActFailed when it can't be written.
         """
         if frozen:
-            self._refuse_own(container)
-        if container.cgroup_v2 and not self._cgroups.is_empty(container.cgroup_v2):
-            return self._cgroups.freeze_v2(container.cgroup_v2, frozen)
-        return bool(container.cgroup_freezer) and self._cgroups.freeze_v1(container.cgroup_freezer, frozen)
+            return self._freeze(container)
+        # What was frozen here, also when nobody lives in it any more. After a restart of the agent: whatever is frozen.
+        ours = self._frozen.pop(container.container_id, None)
+        switches = [ours] if ours is not None else self._switches(container)
+        return True in [switch(directory, False) for directory, switch in switches]
+
+    def _freeze(self, container: ContainerFacts) -> bool:
+        self._refuse_own(container)
+        for directory, switch in self._switches(container):
+            if self._cgroups.is_empty(directory):
+                continue
+            changed = switch(directory, True)
+            if changed:  # else it was frozen by somebody else, or can't be
+                self._frozen[container.container_id] = (directory, switch)
+            return changed
+        return False
+
+    def _switches(self, container: ContainerFacts) -> Iterator[tuple[str, _Switch]]:
+        if container.cgroup_v2:
+            yield container.cgroup_v2, self._cgroups.freeze_v2
+        if container.cgroup_freezer:
+            yield container.cgroup_freezer, self._cgroups.freeze_v1
 
     def kill(self, container: ContainerFacts) -> None:
         """SIGKILL to all of it: by `cgroup.kill` where there is one, what that does not reach by freezing and pidfds.
@@ -161,9 +182,7 @@ class Containers:
         if freezer:
             self._sweep(container, freezer, self._cgroups.freeze_v1, killed)
 
-    def _sweep(
-        self, container: ContainerFacts, directory: str, switch: Callable[[str, bool], bool], killed: set[int]
-    ) -> None:
+    def _sweep(self, container: ContainerFacts, directory: str, switch: _Switch, killed: set[int]) -> None:
         """Freeze, signal each, thaw, until nobody is left who was not signalled.
 
         The thaw comes always: a v1-frozen process takes SIGKILL only after it, whoever froze it.

@@ -24,6 +24,8 @@ MAX_THREADS = 4096
 CACHED_CGROUPS = 1024
 """Contents of /proc/PID/cgroup whose meaning is remembered: one a container and service, about 1 KiB each."""
 
+_LINKS_OF_ONE = 3
+
 _CHUNK = 16384
 # One read takes a whole stat or status; cgroup on a machine with long names takes more than one.
 
@@ -224,7 +226,11 @@ class Procfs:
 
     def threads(self, pid: int) -> list[int]:
         """Thread ids, at most MAX_THREADS."""
-        return [int(name) for name in os.listdir(f"{self.root}/{pid}/task")[:MAX_THREADS]]
+        task = f"{self.root}/{pid}/task"
+        # It has 2 links and one more a thread: most processes have one thread, and need not be listed.
+        if os.stat(task).st_nlink == _LINKS_OF_ONE:
+            return [pid]
+        return [int(name) for name in os.listdir(task)[:MAX_THREADS]]
 
     def thread_stats(self, pid: int) -> Iterator[tuple[int, Stat]]:
         """(thread id, stat) of each thread that is still there."""

@@ -39,7 +39,9 @@ def history(  # noqa: PLR0913 - a command's flags are its parameters
     outcome: Annotated[
         OutcomeWord | None, typer.Option("--outcome", help="Only this outcome.", show_default=False)
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="At most the last N.", metavar="N")] = 1000,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, metavar="N", help="Only the last N.", show_default=False)
+    ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Then go on with what the agent does, until Ctrl-C.")
     ] = False,

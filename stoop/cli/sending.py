@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import socket
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import typer
 
@@ -23,6 +24,9 @@ from stoop.errors import UserError
 
 ANSWER_S = 10.0
 """How long one answer may take, in seconds: an agent answers before it works, so more means it is stuck."""
+
+MAX_REASON = 1024
+"""Bytes of a refusal's body that are told: an agent says one line."""
 
 MAX_TOLD = 10
 """Refusals told one by one; the rest is only counted."""
@@ -133,22 +137,14 @@ def _send_unix(path: str, alerts: Iterable[bytes]) -> Tally:
 
 
 def _send_http(url: str, alerts: Iterable[bytes], token_file: str | None) -> Tally:
-    headers = {"Content-Type": "application/json"}
-    if token_file is not None:
-        headers["Authorization"] = f"Bearer {_token(token_file)}"
-    parts = urlsplit(url)
-    make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    try:
-        connection = make(parts.hostname or "", parts.port, timeout=ANSWER_S)
-    except ValueError as error:
-        raise UserError(f"not a URL: {error}", where=url) from error
+    connection, path, headers = _http_connection(url, token_file)
     tally = Tally()
     with contextlib.closing(connection):
         for alert in alerts:
             try:
-                connection.request("POST", parts.path or "/", alert, headers)
+                connection.request("POST", path, alert, headers)
                 answer = connection.getresponse()
-                body = answer.read(1024)
+                body = answer.read(MAX_REASON)
                 answer.read()
             except (OSError, http.client.HTTPException) as error:
                 raise UserError(
@@ -163,6 +159,23 @@ def _send_http(url: str, alerts: Iterable[bytes], token_file: str | None) -> Tal
                 reason = body.decode(errors="replace").strip() or answer.reason
                 tally.refused.append(f"alert {tally.sent}: {answer.status} {reason}")
     return tally
+
+
+def _http_connection(url: str, token_file: str | None) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
+    """A connection that is not yet open, the path to post to, and the headers. A password in the URL goes as Basic."""
+    headers = {"Content-Type": "application/json"}
+    try:
+        parts = urlsplit(url)
+        make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        connection = make(parts.hostname or "", parts.port, timeout=ANSWER_S)
+    except ValueError as error:
+        raise UserError(f"not a URL: {error}", where=url) from error
+    if token_file is not None:
+        headers["Authorization"] = f"Bearer {_token(token_file)}"
+    elif parts.password is not None:
+        pair = f"{unquote(parts.username or '')}:{unquote(parts.password)}"
+        headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
+    return connection, parts.path or "/", headers
 
 
 def _token(path: str) -> str:

@@ -125,7 +125,7 @@ def test_a_pid_that_came_to_mean_another_is_left_alone(host: LinuxHost, victim: 
     stranger = subprocess.Popen(["sleep", "1000"])
     ctx = context(host, victim.pid, kill.KillParameters(scope="tree"))
     assert ctx.process is not None
-    group = Group(ctx, ctx.process, lambda facts, group: facts.ppid in group.members)
+    group = Group(ctx, ctx.process, lambda facts, group: facts.ppid in group.members, resumes=True)
     try:
         group.gather(lambda group: [stranger.pid], "")
         assert (set(group.members), group.lost > 0) == ({victim.pid}, True)

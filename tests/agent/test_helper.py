@@ -94,6 +94,12 @@ class Reflex:
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+        self._thread.join(PATIENCE)
+        self.sock.close()
+
     def send(self, *messages: AnyMessage) -> None:
         for message in messages:
             self.sock.sendall(encode(message))
@@ -117,7 +123,7 @@ class Reflex:
 
     def _read(self) -> None:
         reader = FrameReader()
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):  # the helper, or the test, has ended
             while data := self.sock.recv(65536):
                 for message in reader.feed(data):
                     self._take(message)
@@ -187,16 +193,11 @@ def start(tmp_path: Path) -> Iterator[Start]:
                 )
             stack.callback(process.wait)
             stack.callback(process.kill)
-            stack.callback(ours.close)
-            stack.callback(_shut, ours)
-            return Running(process, Reflex(ours), log)
+            reflex = Reflex(ours)
+            stack.callback(reflex.close)
+            return Running(process, reflex, log)
 
         yield begin
-
-
-def _shut(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
 
 
 class TestRules:

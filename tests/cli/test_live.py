@@ -137,7 +137,9 @@ def test_what_the_agent_refuses_is_one_line(stoop: Any, agent: Any) -> None:
 
 
 @pytest.mark.parametrize("words", [["status"], ["mode", "off"], ["arm", "R"], ["history", "-f"]], ids=" ".join)
-def test_no_agent_is_said_with_what_to_do(stoop: Any, write: Callable[..., str], tmp_path: Path, words: list[str]) -> None:
+def test_no_agent_is_said_with_what_to_do(
+    stoop: Any, write: Callable[..., str], tmp_path: Path, words: list[str]
+) -> None:
     config = write("stoop.yaml", f"state_dir: {tmp_path}\n")
     ran = stoop(*words, "-c", config)
     assert ran.code == 2
@@ -150,7 +152,6 @@ def test_the_machines_agent_is_meant_where_nothing_is_configured(
 ) -> None:
     agent.answers["status"] = answer(STATUS)
     monkeypatch.setattr("stoop.cli.options.SYSTEM_CONTROL", str(agent.directory / "control.sock"))
-    monkeypatch.setattr("stoop.cli.options.os.geteuid", lambda: 1234)
     monkeypatch.setenv("XDG_STATE_HOME", str(agent.directory / "empty"))
     assert stoop("status").code == 0
 

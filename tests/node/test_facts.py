@@ -29,10 +29,12 @@ def host() -> Iterator[LinuxHost]:
 
 @pytest.fixture
 def pid() -> Iterator[int]:
-    process = subprocess.Popen(["sleep", "1000"], start_new_session=True)
-    yield process.pid
-    process.kill()
-    process.wait(10)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"ready\n")
+        assert process.stdout.readline() == b"ready\n"  # so it has its name, which an exec sets last
+        yield process.pid
 
 
 def test_both_ways_tell_the_same(pid: int) -> None:
@@ -42,7 +44,7 @@ def test_both_ways_tell_the_same(pid: int) -> None:
         whole = facts._read_whole(pid, pidfd.fileno())
         read = facts.read(pid, pidfd.fileno())
     taskstats.close()
-    assert (whole.ppid, whole.comm, whole.uid) == (os.getpid(), "sleep", os.getuid())
+    assert (whole.ppid, whole.comm, whole.uid) == (os.getpid(), "cat", os.getuid())
     same = {"start_ns": 0, "start_slack_ns": 0}
     assert msgspec.structs.replace(whole, **same) == msgspec.structs.replace(read, **same)
     assert whole.start_ns <= read.start_ns + read.start_slack_ns

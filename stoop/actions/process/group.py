@@ -53,10 +53,13 @@ def frozen(host: NodeHost, container: ContainerFacts | None) -> Iterator[bool]:
 class Group:
     """The processes of one act. It owns what it holds, the root excepted: `close` it, or hand on `extra`."""
 
-    def __init__(self, ctx: ActContext, root: HeldProcess, belongs: Callable[[ProcessFacts, Group], bool]) -> None:
+    def __init__(
+        self, ctx: ActContext, root: HeldProcess, belongs: Callable[[ProcessFacts, Group], bool], *, resumes: bool
+    ) -> None:
         self._host = ctx.host
         self._protects = ctx.protects
         self._belongs = belongs
+        self._resumes = resumes  # they live on: what was stopped before must be known
         self.root = root
         self.members: dict[int, HeldProcess] = {root.facts.pid: root}
         self.spared: dict[int, str] = {}
@@ -134,7 +137,8 @@ class Group:
         facts = held.facts
         stands = self._frozen_container and facts.container_id == self._frozen_container
         # One that was stopped before stays stopped afterwards: it is not ours to continue.
-        if not stands and held.state() not in _STILL and held.signal(signal.SIGSTOP):
+        before = self._resumes and held.state() in _STILL
+        if not stands and not before and held.signal(signal.SIGSTOP):
             self._stopped[facts.pid] = self._moving[facts.pid] = held
 
     def send(self, signo: int) -> int:

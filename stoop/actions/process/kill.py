@@ -174,7 +174,8 @@ def _several(ctx: ActContext, process: HeldProcess, signo: int) -> Outcome | Beg
 
 def _gathered(ctx: ActContext, process: HeldProcess, signo: int, container: ContainerFacts | None) -> Outcome | Begun:
     """Gather them, signal each, and keep hold of those whose end is to be seen."""
-    group = Group(ctx, process, _belongs_to_tree if ctx.params.scope == "tree" else _is_in_container)
+    belongs = _belongs_to_tree if ctx.params.scope == "tree" else _is_in_container
+    group = Group(ctx, process, belongs, resumes=signo != signal.SIGKILL)
     begun: Begun | None = None
     count = 0
     try:

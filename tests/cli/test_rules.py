@@ -1,0 +1,86 @@
+"""`stoop rules check` and `stoop rules print`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+from stoop.catalogue import CATALOGUE
+from stoop.rules import load
+
+GOOD = """\
+- action: Kill it
+  actionner: process:kill
+  parameters: {scope: tree}
+- rule: Kill a shell
+  match: {rules: [Terminal shell in container], output_fields: ["proc.name=sh"], priority: ">=notice"}
+  allow_host: true
+  notifiers: [slack]
+  actions: [{action: Kill it, ignore_errors: true}]
+"""
+
+
+def test_good_rules(stoop: Any, write: Callable[..., str]) -> None:
+    ran = stoop("rules", "check", "-r", write("rules.yaml", GOOD))
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.startswith("rules file valid: 1 rules, digest ")
+
+
+def test_every_problem_with_its_place(stoop: Any, write: Callable[..., str]) -> None:
+    path = write("rules.yaml", "- rule: a\n  actions: [{action: x}]\n- rule: b\n  match: {priority: bad}\n")
+    ran = stoop("rules", "check", "-r", path)
+    assert (ran.code, ran.out) == (1, "")
+    *problems, last = ran.err.splitlines()
+    assert all(line.startswith(f"error: {path}:") for line in problems)
+    assert {line.split(":")[2] for line in problems} == {"2", "3", "4"}
+    assert last == f"{len(problems)} problems: these rules can't be used"
+
+
+def test_warnings_do_not_fail(stoop: Any, write: Callable[..., str]) -> None:
+    ran = stoop("rules", "check", "-r", write("rules.yaml", GOOD.replace("notifiers", "notifyers")))
+    assert ran.code == 0
+    assert ran.err.startswith("warning: ")
+    assert "notifyers" in ran.err
+
+
+def test_several_files_are_merged_in_order(stoop: Any, write: Callable[..., str]) -> None:
+    first = write("a.yaml", GOOD)
+    second = write("b.yaml", "- action: Kill it\n  parameters: {scope: session}\n")
+    ran = stoop("rules", "print", "-r", first, "-r", second)
+    assert ran.out.startswith("---\n")
+    (rule,) = yaml.safe_load(ran.out)
+    assert rule["actions"] == [
+        {
+            "action": "Kill it",
+            "actionner": "process:kill",
+            "continue": True,
+            "ignore_errors": True,
+            "parameters": {"scope": "session"},
+        }
+    ]
+
+
+def test_what_is_printed_means_the_same(stoop: Any, write: Callable[..., str]) -> None:
+    original = load([("rules.yaml", GOOD.encode())], CATALOGUE)
+    printed = stoop("rules", "print", "-r", write("rules.yaml", GOOD)).out
+    again = load([("rules.yaml", printed.encode())], CATALOGUE)
+    assert again.rules == original.rules
+
+
+def test_the_configured_files_are_the_default(stoop: Any, write: Callable[..., str]) -> None:
+    config = write("stoop.yaml", f"rules_files: [{write('rules.yaml', GOOD)}]\n")
+    assert stoop("rules", "check", "-c", config).code == 0
+    none = write("none.yaml", "rules_files: []\n")
+    ran = stoop("rules", "check", "-c", none)
+    assert (ran.code, ran.err) == (2, "stoop: no rules files (name one with --rules)\n")
+
+
+def test_hostile_rules_are_escaped(
+    stoop: Any, write: Callable[..., str], hostile: str, is_harmless: Callable[[str], bool]
+) -> None:
+    text = yaml.safe_dump([{"rule": hostile, "match": {"priority": "bad"}, "actions": []}])
+    ran = stoop("rules", "check", "-r", write("rules.yaml", text))
+    assert ran.code == 1
+    assert is_harmless(ran.err)
