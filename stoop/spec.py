@@ -262,7 +262,7 @@ class NodeHost(Protocol):
         ...
 
     def precise_start(self, facts: ProcessFacts) -> tuple[int, int]:
-        """(start, slack) in ns of CLOCK_REALTIME, in µs where the kernel tells (taskstats), else as the facts have it."""
+        """(start, slack) in ns of CLOCK_REALTIME: in µs where the kernel tells (taskstats), else as in the facts."""
         ...
 
     def more_facts(self, facts: ProcessFacts) -> ProcessFacts:
