@@ -38,8 +38,13 @@ def over_unix(sock: socket.socket) -> Prepare:
 
 def over_http(sock: socket.socket) -> Prepare:
     """POST it on a kept connection of the unix socket."""
+    sent = 0
 
     def prepare(victim: Victim) -> Act:
+        nonlocal sent
+        if sent and not sock.recv(4096).startswith(b"HTTP/1.1 200"):
+            raise RuntimeError("the last alert was not answered")
+        sent += 1
         body = alert_line(victim.pid, os.getpid())
         head = f"POST / HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         return partial(sock.sendall, head.encode() + body)

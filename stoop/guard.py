@@ -223,7 +223,7 @@ class Policy(msgspec.Struct, frozen=True):
 
 
 def too_old(event_ns: int, now_ns: int, skew: Skew, policy: Policy) -> str:
-    """ "" or why this alert comes too late to act on."""
+    """Empty, or why this alert comes too late to act on."""
     age = now_ns - event_ns - skew.drift_ns
     if not event_ns or not policy.max_alert_age_ns or age <= policy.max_alert_age_ns:
         return ""
@@ -231,7 +231,7 @@ def too_old(event_ns: int, now_ns: int, skew: Skew, policy: Policy) -> str:
 
 
 def protects(facts: ProcessFacts, host: HostFacts, policy: Policy) -> str:
-    """ "" or why this process must never be touched, whoever asks."""
+    """Empty, or why this process must never be touched, whoever asks."""
     if facts.pid <= 1:
         return "it is the init process"
     if facts.kernel_thread:
@@ -251,7 +251,7 @@ def protects(facts: ProcessFacts, host: HostFacts, policy: Policy) -> str:
 
 
 def judge(said: Claims, facts: ProcessFacts, host: HostFacts, policy: Policy, *, allow_host: bool) -> str:
-    """ "" or why the act on this process is refused."""
+    """Empty, or why the act on this process is refused."""
     if not host.pid_ns_is_root and not policy.any_pid_namespace:
         return (
             "the agent does not see the pids that Falco numbers: it runs in a pid namespace of its own "
@@ -266,14 +266,14 @@ def judge(said: Claims, facts: ProcessFacts, host: HostFacts, policy: Policy, *,
 
 
 def protected_namespace(said: Claims, policy: Policy) -> str:
-    """ "" or that the alert is about a protected namespace."""
+    """Empty, or that the alert is about a protected namespace."""
     if said.namespace in policy.protected_namespaces:
         return f"namespace {said.namespace} is protected (guard.protected_namespaces)"
     return ""
 
 
 def unproven_fields(fields: frozenset[str]) -> str:
-    """ "" or the refusal for a rule that exempts values of a field which nobody could tell."""
+    """Empty, or the refusal for a rule that exempts values of a field which nobody could tell."""
     if not fields:
         return ""
     names = ", ".join(sorted(fields))
@@ -292,7 +292,7 @@ class Limits:
         self.disarmed: dict[str, str] = dict(disarmed)
 
     def is_disarmed(self, rule: str) -> str:
-        """ "" or why this rule only says what it would do."""
+        """Empty, or why this rule only says what it would do."""
         return self.disarmed.get(rule) or self.disarmed.get(ALL_RULES, "")
 
     def admit(self, rule: str, target: str, mono_ns: int, *, disarm: bool = True) -> str:
@@ -332,7 +332,7 @@ def target_key(facts: ProcessFacts) -> str:
 
 
 def judge_container(said: Claims, container: ContainerFacts, host: HostFacts, policy: Policy) -> str:
-    """ "" or why an act on this whole container is refused, when its alert's process is gone."""
+    """Empty, or why an act on this whole container is refused, when its alert's process is gone."""
     if not container.members:
         return "the container has no process left"
     own = host.own_pids.intersection(container.members)

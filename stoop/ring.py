@@ -149,7 +149,7 @@ def _bounded(intent: Intent) -> Intent:
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Intent).decode
+unpack_intent = msgspec.msgpack.Decoder(Intent).decode
 
 
 def _stamp(at_ns: int, code: int, seed: int) -> bytes:
@@ -174,7 +174,7 @@ def read_slot(data: bytes, slot: int) -> Leftover | None:
     if data[at] != TAKEN or len(payload) != length or zlib.crc32(payload) != crc:
         raise JournalError(f"slot {slot} of the ring is torn")
     try:
-        intent = _decode(payload)
+        intent = unpack_intent(payload)
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise JournalError(f"slot {slot} of the ring is not an intent: {error}") from error
     acted_ns, _ = _read_stamp(data, at + _ACTED_AT, crc)
@@ -380,8 +380,12 @@ def _find(path: Path, boot: bytes, now_ns: int) -> Found:
 
 def _read(path: Path) -> bytes:
     """The whole file, one byte more at most than a ring has. Raises OSError."""
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        return file.read(FILE_BYTES + 1)
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        with open(fd, "rb", closefd=False) as file:
+            return file.read(FILE_BYTES + 1)
+    finally:
+        os.close(fd)
 
 
 def _map(path: Path) -> mmap.mmap:

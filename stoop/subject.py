@@ -138,7 +138,7 @@ class Subject:
         return process
 
     def _prove(self, facts: ProcessFacts) -> str:
-        """ "" when it is the process meant, else why it must be left alone. Asks the node for more only when it has to."""
+        """Empty when it is the process meant, else why it must be left alone. Asks for more only when it has to."""
         event_ns, skew = self.alert.time_ns, self._skew
         if not event_ns:
             return NO_TIME

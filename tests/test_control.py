@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -95,10 +96,8 @@ def test_what_is_no_request_is_refused_with_a_reason(line: bytes, says: str) -> 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_request_or_a_control_error(data: bytes) -> None:
-    try:
+    with contextlib.suppress(ControlError):
         control.decode_request(data)
-    except ControlError as error:
-        assert str(error)
 
 
 def test_replies_leave_out_what_they_do_not_say() -> None:

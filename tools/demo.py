@@ -281,7 +281,7 @@ def demonstrate(once: bool) -> int:
     ):
         assert agent.stdout is not None
         begun = time.monotonic()
-        if not wait_ready(agent.stdout, agent, READY_S):
+        if not wait_ready(agent.stdout, READY_S):
             log_text = (VAR / "agent.log").read_text(errors="replace")
             for line in log_text.splitlines():
                 err().print(text(("agent: ", "dim"), line))

@@ -34,7 +34,7 @@ def start(
         if os.getppid() != parent:  # it died between fork and prctl
             os._exit(0)
 
-    # Between fork and exec only prctl and getppid run, and this program has one thread.
+    # Between fork and exec only prctl and getppid run, and no thread of ours is there yet to hold a lock.
     return subprocess.Popen(
         command,
         stdin=stdin,

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import IO
 
 from stoop import control
 from stoop.cli import children
+from stoop.cli.agent_log import shown_log
 from stoop.cli.options import ConfigOption, RulesOption, config_path, load_config
 from stoop.cli.records import record_line
 from stoop.cli.screen import err, out, text
@@ -30,17 +31,40 @@ def run(config: ConfigOption = None, rules: RulesOption = None) -> int:
     Ctrl-C ends both. The exit code is the agent's.
     """
     loaded = load_config(config, {"rules_files": rules} if rules else None)
-    with running_agent(agent_command(config_path(config), rules or [])) as agent:
-        assert agent.stdout is not None
-        if not wait_ready(agent.stdout, agent, None):
-            return agent.wait()
-        err().print(text(("ready", "bold green"), f", control socket {loaded.control.path} (Ctrl-C ends it)"))
+    # A machine that reads our stderr gets the agent's log as it is; a person gets each act once.
+    for_person = sys.stderr.isatty()
+    command = agent_command(config_path(config), rules or [])
+    with ExitStack() as stack:
+        agent = stack.enter_context(running_agent(command, stderr=subprocess.PIPE if for_person else None))
+        if agent.stderr is not None:
+            stack.enter_context(_log_of(agent))
         try:
-            _show_acts(loaded.control.path, agent)
+            _attend(agent, loaded.control.path)
         except KeyboardInterrupt:
             err().print("ending …")
-            return children.stop(agent, GRACE_S)
+            children.stop(agent, GRACE_S)
         return agent.wait()
+
+
+@contextmanager
+def _log_of(agent: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Show the agent's log; when left, the agent is ended first, so that the log ends."""
+    assert agent.stderr is not None
+    with agent.stderr, shown_log(agent.stderr, sys.stderr.write):
+        try:
+            yield
+        finally:
+            children.stop(agent, GRACE_S)
+
+
+def _attend(agent: subprocess.Popen[bytes], path: str) -> None:
+    """Show each act until the agent ends. Raises ControlError when it can't be followed."""
+    assert agent.stdout is not None
+    if not wait_ready(agent.stdout, None):
+        return
+    err().print(text(("ready", "bold green"), f", control socket {path} (Ctrl-C ends it)"))
+    with control.Follow(path) as records:
+        show_records(records)
 
 
 def agent_command(config: str | None, rules: list[str]) -> list[str]:
@@ -69,7 +93,7 @@ def running_agent(
             agent.stdout.close()
 
 
-def wait_ready(stdout: IO[bytes], agent: subprocess.Popen[bytes], limit_s: float | None) -> bool:
+def wait_ready(stdout: IO[bytes], limit_s: float | None) -> bool:
     """Whether the agent said `ready` on its stdout before it ended, and within `limit_s` seconds (None: no limit)."""
     buffer = b""
     waiting = select.poll()
@@ -83,12 +107,6 @@ def wait_ready(stdout: IO[bytes], agent: subprocess.Popen[bytes], limit_s: float
         if b"ready" in buffer.split():
             return True
     return False
-
-
-def _show_acts(path: str, agent: subprocess.Popen[bytes]) -> None:
-    """A line an act until the agent ends. Raises ControlError when it can't be followed."""
-    with control.Follow(path) as records:
-        show_records(records)
 
 
 def show_records(records: control.Follow) -> None:

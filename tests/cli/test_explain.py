@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-RULES = [
+RULES: list[dict[str, Any]] = [
     {
         "rule": "Not in kube-system",
         "match": {
@@ -25,7 +25,7 @@ RULES = [
         "continue": False,
         "actions": [
             {"action": "Kill it", "actionner": "process:kill", "parameters": {"scope": "tree"}},
-            {"action": "Away", "actionner": "kubernetes:terminate"},
+            {"action": "Go", "actionner": "kubernetes:terminate"},
             {"action": "Label", "actionner": "kubernetes:label", "parameters": {"labels": {"a": "b"}}},
         ],
     },
@@ -62,7 +62,7 @@ alert  Warning · Terminal shell in container · 2026-01-02T10:11:12.123456Z
     ✓ tags: 'container, shell'
 plan
   1. Kill a shell: Kill it (process:kill {'scope': 'tree'}) → would be done
-  2. Kill a shell: Away (kubernetes:terminate) → refused: kubernetes:terminate is not in this version, then this rule ends
+  2. Kill a shell: Go (kubernetes:terminate) → refused: kubernetes:terminate is not in this version, then this rule ends
   3. Kill a shell: Label (kubernetes:label {'labels': {'a': 'b'}}) → not reached
 """
     )
@@ -86,7 +86,7 @@ def test_for_a_machine(stoop: Any, write: Callable[..., str], rules: str, alert:
     }
     assert [(step["action"], step["acts"], step["outcome"]) for step in told["plan"]] == [
         ("Kill it", True, "would"),
-        ("Away", False, "refused"),
+        ("Go", False, "refused"),
         ("Label", False, ""),
     ]
 

@@ -73,7 +73,7 @@ def test_what_the_guard_refuses(alert: Make) -> None:
         ]
     )
     reasons = {number: reason for number, verdict, reason in told(result) if verdict == "refused"}
-    assert list(reasons) == [6, 1, 2, 3, 4, 5] or sorted(reasons) == [1, 2, 3, 4, 5, 6]
+    assert sorted(reasons) == [1, 2, 3, 4, 5, 6]
     assert "no proc.pid" in reasons[1]
     assert "only pids above 1" in reasons[2]
     assert "only pids above 1" in reasons[3]
@@ -85,9 +85,8 @@ def test_what_the_guard_refuses(alert: Make) -> None:
 def test_a_protected_executable_of_the_host(alert: Make) -> None:
     rule = {**RULE, "allow_host": True}
     fields = {"container.id": "host", "k8s.ns.name": None, "proc.exepath": "/usr/sbin/sshd"}
-    assert told(replayed([alert(fields=fields)], rule)) == [
-        (1, "refused", "/usr/sbin/sshd is a protected executable of the host")
-    ] or ("protected executable" in told(replayed([alert(fields=fields)], rule))[0][2])
+    ((_, verdict, reason),) = told(replayed([alert(fields=fields)], rule))
+    assert (verdict, "protected executable" in reason) == ("refused", True)
     inside = {**fields, "container.id": "d34690e67a3a"}
     assert told(replayed([alert(fields=inside)], rule)) == [(1, "would", "")]
 

@@ -87,7 +87,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.server.token and self.headers["Authorization"] not in right:
             self._answer(401, b"a token is needed\n")
         elif not body.startswith(b"{"):
-            self._answer(400, "not an alert \x1b[31m".encode())
+            self._answer(400, b"not an alert \x1b[31m")
         else:
             self._answer(200, b"")
 

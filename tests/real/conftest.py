@@ -118,6 +118,12 @@ def await_that(condition: Callable[[], bool], what: str) -> None:
     raise AssertionError(f"not seen within {PATIENCE_S:g} s: {what}")
 
 
+def wait_descendants(pid: int, host: LinuxHost, count: int) -> tuple[int, ...]:
+    """Descendants of a process, once there are so many."""
+    await_that(lambda: len(host.descendants(pid)) >= count, f"{count} descendants of {pid}")
+    return host.descendants(pid)
+
+
 @dataclass
 class Box:
     """Cgroups that look like one container's, in one or both hierarchies."""

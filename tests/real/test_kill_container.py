@@ -10,11 +10,16 @@ import pytest
 import trio
 import trio.testing
 
+from agent.node import cgroup
+from agent.node.cgroup import Cgroups
+from agent.node.containers import Containers
 from agent.node.host import LinuxHost
+from agent.node.procfs import Procfs
 from stoop.actions.container import kill
 from stoop.errors import TargetGone, TargetRefused
 from stoop.spec import ActContext, Begun, ContainerFacts, Outcome, ProcessFacts, Verdict
 from tests.real.conftest import (
+    CGROUP_ROOT,
     PATIENCE_S,
     Box,
     MakeBox,
@@ -128,6 +133,30 @@ async def test_where_v2_has_the_directory_but_not_the_processes(
     assert victim.wait(PATIENCE_S) == -9
 
 
+class OlderCgroups(Cgroups):
+    """Those of a kernel before 5.14: without `cgroup.kill`."""
+
+    def kill(self, directory: str) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("kind", ["v2", "hybrid"])
+@pytest.mark.parametrize("paused", [False, True])
+async def test_without_cgroup_kill(kind: str, paused: bool, spawn: Spawn, make_box: MakeBox) -> None:
+    box = make_box(kind)
+    containers = Containers(Procfs("/proc"), OlderCgroups(str(CGROUP_ROOT)))
+    assert line(spawn(sys.executable, "-c", BOMB, preexec_fn=box.enter)) == "ready"
+    await_that(lambda: len(box.pids()) >= 8, "they fork")
+    if paused:
+        box.freeze()
+    container = containers.find(box.container_id)
+    containers.kill(container)
+    with trio.fail_after(PATIENCE_S):
+        await containers.wait_empty(container)
+    assert not box.pids()
+    assert not box.is_frozen()
+
+
 # ---------------------------------------------------------------- who is spared
 
 
@@ -139,7 +168,11 @@ async def test_never_the_agent_s_own_cgroup_nor_one_above_it(kind: str, spawn: S
         directory.mkdir()
     program = """
 import sys
+from agent.node import cgroup
+from agent.node.cgroup import Cgroups
+from agent.node.containers import Containers
 from agent.node.host import LinuxHost
+from agent.node.procfs import Procfs
 from stoop.errors import TargetRefused
 host = LinuxHost()
 container = host.find_container(sys.argv[1])
@@ -233,6 +266,44 @@ async def test_a_directory_below_another_container_does_not_count(host: LinuxHos
     (liar.v2 / victim.container_id).mkdir()
     (liar.v2 / "kubepods" / f"pod{victim.pod_uid}" / victim.container_id).mkdir(parents=True)
     assert host.find_container(victim.container_id[:12]).cgroup_v2 == str(victim.v2)
+
+
+async def test_a_container_can_t_hide_others_by_making_very_many_cgroups(
+    host: LinuxHost, make_box: MakeBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cgroup, "MAX_INSIDE", 5)
+    liar, victim = make_box("v2"), make_box("v2")
+    assert liar.v2 is not None
+    for number in range(3):
+        (liar.v2 / f"a{number}" / "b" / "c" / "d").mkdir(parents=True)
+    looked_at = [path for path, _ in cgroup._walk(host._containers._cgroups.v2) if liar.container_id in path]
+    assert len(looked_at) < 12
+    assert host.find_container(victim.container_id[:12]).container_id == victim.container_id
+
+
+async def test_more_cgroups_than_are_looked_at_are_a_refusal(
+    host: LinuxHost, make_box: MakeBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = make_box("v2")
+    monkeypatch.setattr(cgroup, "MAX_DIRECTORIES", 3)
+    with pytest.raises(TargetRefused, match="not searched to the end"):
+        host.find_container(box.container_id)
+
+
+async def test_two_processes_that_put_it_in_two_places_leave_it_to_the_search(
+    host: LinuxHost, spawn: Spawn, make_box: MakeBox
+) -> None:
+    box = make_box("v2")
+    assert box.v2 is not None
+    other = box.v2.parent.parent / f"docker-{box.container_id}.scope"
+    other.mkdir()
+    elsewhere = Box(box.container_id, box.pod_uid, other, None)
+    first, second = spawn("sleep", "1000", preexec_fn=box.enter), spawn("sleep", "1000", preexec_fn=elsewhere.enter)
+    host.hold(first.pid).close()
+    assert host.find_container(box.container_id).cgroup_v2 == str(box.v2)
+    host.hold(second.pid).close()
+    with pytest.raises(TargetRefused, match="two cgroups are container"):
+        host.find_container(box.container_id)
 
 
 async def test_the_place_of_a_process_that_was_held_is_known(host: LinuxHost, spawn: Spawn, make_box: MakeBox) -> None:

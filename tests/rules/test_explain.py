@@ -152,7 +152,8 @@ def test_it_says_what_the_matcher_says(
         assert any(item.answer is Answer.NO for item in explained.criteria)
         return
     assert explained.answer is (Answer.YES if hit.certain else Answer.NEEDS)
-    assert (set(explained.needs), set(explained.unproven)) == (hit.needs, hit.unproven)
+    assert frozenset(explained.needs) == hit.needs
+    assert frozenset(explained.unproven) == hit.unproven
     assert all(item.answer is not Answer.NO for item in explained.criteria)
 
 

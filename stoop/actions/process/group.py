@@ -63,7 +63,7 @@ class Group:
         self.root = root
         self.members: dict[int, HeldProcess] = {root.facts.pid: root}
         self.spared: dict[int, str] = {}
-        self.lost = 0  # seen, and gone or no longer shown to belong when it was held
+        self.lost: set[int] = set()  # seen, and gone or not shown to belong when it was held
         self.settled = False
         self._stopped: dict[int, HeldProcess] = {}
         self._moving: dict[int, HeldProcess] = {}  # stopped, and not yet seen to stand still
@@ -104,12 +104,12 @@ class Group:
     def _admit(self, pids: Iterable[int]) -> int:
         new = 0
         for pid in pids:
-            if pid in self.members or pid in self.spared or self.full:
+            if pid in self.members or pid in self.spared or pid in self.lost or self.full:
                 continue
             try:
                 held = self._host.hold(pid)
             except TargetGone:
-                self.lost += 1
+                self.lost.add(pid)
                 continue
             except TargetError as error:
                 self.spared[pid] = error.reason
@@ -126,7 +126,7 @@ class Group:
         if reason:
             self.spared[facts.pid] = reason
         elif not self._belongs(facts, self):
-            self.lost += 1
+            self.lost.add(facts.pid)
         else:
             self.members[facts.pid] = held
             self._stop(held)

@@ -233,7 +233,7 @@ def _details(scope: str, signo: int, group: Group, count: int) -> dict[str, Any]
     if group.spared:
         told["spared"] = [{"pid": pid, "reason": why} for pid, why in group.spared.items()][:MAX_PIDS_TOLD]
     if group.lost:
-        told["lost"] = group.lost
+        told["lost"] = len(group.lost)
     if scope == "tree":
         told["note"] = ORPHANS
     if group.full:
