@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import os
+import resource
 import signal
 import socket
 import sys
@@ -42,6 +43,9 @@ WATCHDOG_SECONDS = 30.0
 
 WATCHDOG_TICKS = 5
 """Ticks between two assurances to the watchdog: it costs a thread each time."""
+
+OPEN_FILES = 65_536
+"""Descriptors that the agent may open, where the hard limit allows it."""
 
 SWITCH_INTERVAL = 0.0002
 """Seconds after which the journal's thread gives way when the loop wants the interpreter (Python's default is 5 ms)."""
@@ -103,6 +107,7 @@ def load_config(path: str | None, rules: Sequence[str] | None, environ: Any) -> 
 def run(config: Config) -> None:
     """Open the journal, run the loop, close the journal."""
     sys.setswitchinterval(SWITCH_INTERVAL)
+    _raise_open_files()
     reflex = Reflex(config)
     recovery = reflex.journal.open()
     try:
@@ -111,6 +116,12 @@ def run(config: Config) -> None:
     finally:
         faulthandler.cancel_dump_traceback_later()
         reflex.journal.close()
+
+
+def _raise_open_files() -> None:
+    """A tree may hold 512 pidfds beside 256 connections; the soft limit is 1,024 for the sake of select(2) only."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, OPEN_FILES)), hard))
 
 
 async def live(reflex: Reflex) -> None:

@@ -332,7 +332,7 @@ def target_key(facts: ProcessFacts) -> str:
 
 
 def judge_container(said: Claims, container: ContainerFacts, host: HostFacts, policy: Policy) -> str:
-    """Empty, or why an act on this whole container is refused, when its alert's process is gone."""
+    """Empty, or why an act on this whole container is refused."""
     if not container.members:
         return "the container has no process left"
     own = host.own_pids.intersection(container.members)

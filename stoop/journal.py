@@ -104,11 +104,11 @@ class _Past(msgspec.Struct, frozen=True):
 
 
 class _Item(msgspec.Struct, frozen=True, gc=False):
-    """An entry on its way, the slot to free once it is written, and when it was queued (0: not counted by the ring)."""
+    """An entry on its way, the slot to free once it is written, and what `Ring.queued` said (0: it was not asked)."""
 
     entry: Entry | None  # None: the last one, end after it
     slot: int
-    queued_ns: int
+    since_ns: int
 
 
 class Journal:
@@ -159,12 +159,11 @@ class Journal:
             if slot >= 0:
                 self.ring.free(slot)
             return
-        if slot < 0:
-            self.ring.queued(now_ns)
+        since_ns = self.ring.queued(now_ns) if slot < 0 else 0
         # Encoded here, for some 2 µs: what waits is then bounded in bytes, and no concern of the garbage collector.
         row = row_of(record, now_ns)
         self._queued_bytes += len(row.body)
-        self._queue.put(_Item(row, slot, now_ns))
+        self._queue.put(_Item(row, slot, since_ns))
 
     def repeats(self, act: str, count: int) -> None:
         """So many times was this act asked for again since."""
@@ -327,9 +326,9 @@ class Journal:
                 self._written_bytes += len(item.entry.body)
                 if item.slot >= 0:
                     self.ring.free(item.slot)
-                elif item.queued_ns:
+                elif item.since_ns:
                     slotless += 1
-                    last_ns = item.queued_ns
+                    last_ns = item.since_ns
         if slotless:
             self.ring.written(slotless, last_ns)
         self._written += count

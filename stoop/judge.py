@@ -120,12 +120,13 @@ class Judge:
         facts = subject.facts
         host = self._host_facts()
         allow_host = run.rule.form.allow_host
-        if facts is not None:
-            return guard.judge(subject.said, facts, host, self.policy, allow_host=allow_host)
         container = ready.context.container
-        if container is not None:
-            return guard.judge_container(subject.said, container, host, self.policy)
-        return "nothing is known of the target"
+        if facts is None and container is None:
+            return "nothing is known of the target"
+        reason = guard.judge_container(subject.said, container, host, self.policy) if container is not None else ""
+        if not reason and facts is not None:
+            reason = guard.judge(subject.said, facts, host, self.policy, allow_host=allow_host)
+        return reason
 
     def _limit_key(self, run: Run, ready: Ready) -> str:
         if ready.context.container is not None:

@@ -304,11 +304,13 @@ class Responder:
                 outcome = await self._outcome(doing)
         except trio.Cancelled:
             self._done(run, doing, Outcome(Verdict.FAILED, "begun, but the agent stopped before it was verified"))
+            _let_go(doing)
             self._end(run)
             raise
         if scope.cancelled_caught:
             outcome = action.overdue(context, doing.begun)
-            self._amend_later(run, doing)
+            if not self._amend_later(run, doing):
+                _let_go(doing)
         self._done(run, doing, outcome)
         if not self._next(run, outcome):
             run.index = len(run.rule.form.actions)  # `_advance` ends it
@@ -383,12 +385,13 @@ class Responder:
 
     # ------------------------------------------------------------ amend
 
-    def _amend_later(self, run: Run, doing: Doing) -> None:
+    def _amend_later(self, run: Run, doing: Doing) -> bool:
         if self._amending >= MAX_AMENDING or self._nursery is None:
-            return
+            return False
         self._amending += 1
         run.subject.retain()
         self._nursery.start_soon(self._amend, run, doing)
+        return True
 
     async def _amend(self, run: Run, doing: Doing) -> None:
         """Watch an act that missed its deadline; record once more if it works after all."""
@@ -397,4 +400,11 @@ class Responder:
                 self._done(run, doing, await self._outcome(doing), amends=True)
         finally:
             self._amending -= 1
+            _let_go(doing)
             run.subject.release()
+
+
+def _let_go(doing: Doing) -> None:
+    """Nobody watches any more what the act holds beside its target. `verify` closes it only when it ends by itself."""
+    for held in doing.begun.held:
+        held.close()

@@ -1,8 +1,7 @@
 """The ring: what is about to be done, written to shared memory before it is done, so that SIGKILL can't hide it.
 
-A file of fixed size in the state directory, mapped shared. What is stored to it is in the page cache at once and stays
-there whatever becomes of the agent (mmap(2), MAP_SHARED); nothing is synced, so a power cut may take it. Formats and
-reasons: docs/decisions/0002-journal.md.
+A file of fixed size, mapped shared: what is stored to it is in the page cache at once and stays there whatever becomes
+of the agent (mmap(2)). Nothing is synced: a power cut may take it. Formats and reasons: docs/decisions/0002-journal.md.
 
 States of a slot (one file owns them, this one):
 
@@ -34,8 +33,7 @@ from stoop.spec import Verdict
 from stoop.statedir import boot_id, set_aside
 
 SLOTS = 4096
-"""Acts under way or not yet in SQLite. The writer keeps up with tens of thousands a second; 4,096 are a burst that no
-limit on damage lets through. More would only cost memory: 2 MiB of the budget of 80."""
+"""Acts under way or not yet in SQLite: a burst that no limit on damage lets through, for 2 MiB of memory at most."""
 
 SLOT_BYTES = 512
 """Eight to a page, and room for the longest bounded intent (`MAX_PAYLOAD`)."""
@@ -57,10 +55,9 @@ MAX_PAYLOAD = SLOT_BYTES - _PAYLOAD_AT
 
 _ID_BYTES = 32
 _NAME_BYTES = 80
-"""What a rule, action, actionner or target keeps of its name when a payload is too long: four of these, three ids and
-the numbers fit in `MAX_PAYLOAD` with room to spare. Container identities (73) stay whole."""
+"""What a name keeps when a payload is too long: four of these, three ids and the numbers always fit, and the identity of
+a container (73) stays whole."""
 
-_MAX_WORD = 2**64 - 1
 _ACTED_CODE = 1
 _VERDICT_CODES = {  # on disk: only ever add
     Verdict.DONE: 2,
@@ -141,7 +138,7 @@ def _bounded(intent: Intent) -> Intent:
     for field in intent.__struct_fields__:
         value = getattr(intent, field)
         if isinstance(value, int):
-            values.append(min(max(value, 0), _MAX_WORD))
+            values.append(min(max(value, 0), 2**64 - 1))
         else:
             room = _ID_BYTES if field in ("act", "run", "alert") else _NAME_BYTES
             values.append(value.encode(errors="replace")[:room].decode(errors="ignore"))
@@ -247,7 +244,7 @@ class Ring:
         kept = {leftover.slot for leftover in leftovers}
         # Taken from the end and given back there: few pages are ever touched, and those stay warm.
         self._free = deque(slot for slot in reversed(range(SLOTS)) if slot not in kept)
-        self._accepted = self._settled = self._queued = self._written = 0
+        self._accepted = self._settled = self._queued = self._written = self._idle_ns = 0
 
     @property
     def used(self) -> int:
@@ -304,7 +301,7 @@ class Ring:
         """So many alerts were taken from their sender, and are ours to lose."""
         words = self._words
         if self._accepted == self._settled:
-            words[_W_IDLE_NS] = now_ns
+            words[_W_IDLE_NS] = self._idle_ns = now_ns
         words[_W_ACCEPTED_NS] = now_ns
         self._accepted += count
         words[_W_ACCEPTED] = self._accepted
@@ -315,21 +312,26 @@ class Ring:
         self._settled += count
         words[_W_SETTLED] = self._settled
         if self._accepted == self._settled:
-            words[_W_IDLE_NS] = now_ns
+            words[_W_IDLE_NS] = self._idle_ns = now_ns
 
-    def queued(self, now_ns: int) -> None:
-        """One record that holds no slot waits for SQLite: until `written` it is only in memory."""
+    def queued(self, now_ns: int) -> int:
+        """One record that holds no slot waits for SQLite: until `written` it is only in memory.
+
+        Returns a time that `written` wants: its alert, not settled yet, was not accepted before. It never goes back.
+        """
         words = self._words
+        since_ns = now_ns if self._accepted == self._settled else self._idle_ns
         if self._queued == self._written:
-            words[_W_DRAINED_NS] = now_ns
+            words[_W_DRAINED_NS] = since_ns
         words[_W_QUEUED_NS] = now_ns
         self._queued += 1
         words[_W_QUEUED] = self._queued
+        return since_ns
 
-    def written(self, count: int, queued_ns: int) -> None:
-        """So many of those, in order, are in SQLite; the last of them was queued at this time."""
+    def written(self, count: int, since_ns: int) -> None:
+        """So many of those, in order, are in SQLite; `since_ns` is what `queued` said of the last of them."""
         words = self._words
-        words[_W_WRITTEN_NS] = queued_ns
+        words[_W_WRITTEN_NS] = since_ns
         self._written += count
         words[_W_WRITTEN] = self._written
 

@@ -183,13 +183,22 @@ def test_alerts_not_settled_are_a_window(ring: Ring, tmp_path: Path) -> None:
 
 
 def test_records_that_were_only_in_memory_are_a_window(ring: Ring, tmp_path: Path) -> None:
-    ring.queued(NOW)
+    assert ring.queued(NOW) == NOW
     ring.written(1, NOW)
-    ring.queued(NOW + 10)
-    ring.queued(NOW + 20)
-    ring.queued(NOW + 30)
-    ring.written(1, NOW + 10)
+    first, *_ = (ring.queued(NOW + at) for at in (10, 20, 30))
+    ring.written(1, first)
     assert reopened(tmp_path).window == LossWindow(NOW + 10, NOW + 30, 2)
+
+
+def test_a_record_in_memory_reaches_back_to_when_its_alert_came(ring: Ring, tmp_path: Path) -> None:
+    ring.accepted(1, NOW)
+    ring.settled(1, NOW + 1)
+    ring.accepted(1, NOW + 5)
+    ring.accepted(1, NOW + 7)
+    since_ns = ring.queued(NOW + 1000)
+    assert since_ns == NOW + 5
+    ring.settled(2, NOW + 1001)
+    assert reopened(tmp_path).window == LossWindow(NOW + 5, NOW + 1000, 1)
 
 
 def test_all_settled_and_written_is_no_window(ring: Ring, tmp_path: Path) -> None:

@@ -139,12 +139,18 @@ def shell() -> Iterator[Shell]:
                 pipe.close()
 
 
-def send(said: dict[str, Any]) -> None:
-    """One line of NDJSON to the agent's unix socket, as Falco's program_output brings it."""
-    with socket.socket(socket.AF_UNIX) as falco:
-        falco.settimeout(READY_S)
-        falco.connect(configuration()["intake"]["unix"]["path"])
-        falco.sendall(json.dumps(said, separators=(",", ":")).encode() + b"\n")
+@contextmanager
+def falco() -> Iterator[socket.socket]:
+    """A connection to the agent's unix socket, as Falco has one from its start."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(READY_S)
+        connection.connect(configuration()["intake"]["unix"]["path"])
+        yield connection
+
+
+def send(connection: socket.socket, said: dict[str, Any]) -> None:
+    """One line of NDJSON, as Falco's program_output brings it."""
+    connection.sendall(json.dumps(said, separators=(",", ":")).encode() + b"\n")
 
 
 def exited(shell: Shell, within_s: float) -> bool:
@@ -171,12 +177,13 @@ def find_record(records: control.Follow, pid: int) -> dict[str, Any] | None:
 
 def attack() -> bool:
     """Stage it, show what happened; whether the victim died and the bystander lives."""
-    with control.Follow(configuration()["control"]["path"]) as records, shell() as victim, shell() as bystander:
+    followed = control.Follow(configuration()["control"]["path"])
+    with followed as records, falco() as connection, shell() as victim, shell() as bystander:
         staged = f"a shell, pid {victim.pid}, and a bystander of the same kind, pid {bystander.pid}"
         out().print()
         out().print(text(("staged    ", "bold"), staged))
         said = alert(victim)  # its time is the event's: stamped last, so that nothing of ours counts as Falco's delay
-        send(said)
+        send(connection, said)
         died = exited(victim, DEATH_S)
         record = find_record(records, victim.pid)
         status = victim.child.wait(timeout=DEATH_S) if died else None

@@ -23,8 +23,6 @@ from agent.node.procfs import (
     cgroups_of,
     file_identity,
     namespace_inode,
-    parse_stat,
-    read_and_owner,
     read_file,
     realtime_minus_boottime_ns,
     suspended_ns,
@@ -90,8 +88,7 @@ class Facts:
     def _read_whole(self, pid: int, pidfd: int) -> ProcessFacts:
         procfs = self._procfs
         at = f"{procfs.root}/{pid}/"
-        data, uid = read_and_owner(at + "stat")
-        stat = parse_stat(data)
+        stat = procfs.stat(pid)
         if stat.ended:
             # A first thread that has ended has no other facts, a living one has.
             at = f"{at}task/{_live_thread(procfs, pid, stat)}/"
@@ -106,7 +103,7 @@ class Facts:
             ppid=stat.ppid,
             comm=stat.comm,
             exe=_executable(at + "exe"),
-            uid=uid,
+            uid=procfs.status(pid).uid,
             kernel_thread=bool(stat.flags & PF_KTHREAD),
             mnt_ns=mnt_ns,
             cgroups=cgroups,

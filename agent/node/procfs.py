@@ -135,15 +135,6 @@ def read_file(path: str) -> bytes:
         os.close(file)
 
 
-def read_and_owner(path: str) -> tuple[bytes, int]:
-    """At most one chunk of a file of a process, and who owns it: the process's effective uid (proc(5))."""
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(file, _CHUNK), os.fstat(file).st_uid
-    finally:
-        os.close(file)
-
-
 def read_list(path: str) -> list[int]:
     """A file of whole numbers (cgroup.procs, children). It may come in pieces: the end is an empty read."""
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -20,7 +20,6 @@ def start(
     stdin: int | IO[bytes] | None = subprocess.DEVNULL,
     stdout: int | IO[bytes] | None = None,
     stderr: int | IO[bytes] | None = None,
-    cwd: str | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a program in a process group of its own; the kernel sends it `dies_by` when we are gone.
 
@@ -40,7 +39,6 @@ def start(
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
-        cwd=cwd,
         process_group=0,
         preexec_fn=bind_to_parent,
     )

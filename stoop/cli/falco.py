@@ -117,9 +117,10 @@ http_output:
 
 
 def _program(socket: str) -> str:
-    command = f"until curl -sN -T . --unix-socket {shlex.quote(socket)} http://stoop/; do sleep 1; done"
+    command = f"until curl -sN -T . --unix-socket {shlex.quote(socket)} http://stoop/ 2>/dev/null; do sleep 1; done"
     return f"""\
-# curl begins anew after a restart of the agent. Falco before 0.44 buffers this output unless it runs with -U.
+# curl begins anew after a restart of the agent, but notices it only at the next alert, which is lost. It shows its
+# progress in spite of -s, so its stderr goes nowhere. Falco before 0.44 buffers this output unless it runs with -U.
 program_output:
   enabled: true
   keep_alive: true

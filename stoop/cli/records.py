@@ -14,7 +14,7 @@ STEPS = ("received", "decided", "acted", "verified")
 
 
 def record_line(record: Mapping[str, Any]) -> Text:
-    """`12:03:04.123  done     Kill a shell · process:kill · sh[4711] in default/web · 0.43 ms after it was read`.
+    """`TIME  done     Kill a shell · process:kill · sh[4711] in default/d34690e67a3a · 430 µs after it was read`.
 
     Takes the form of `Record.public()`; what is missing is left out.
     """

@@ -78,13 +78,11 @@ def agent_command(config: str | None, rules: list[str]) -> list[str]:
 
 
 @contextmanager
-def running_agent(
-    command: list[str], *, stderr: int | IO[bytes] | None = None, cwd: str | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
+def running_agent(command: list[str], *, stderr: int | IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """The agent as a child that does not outlive us; its stdout is a pipe. Ended in order when left."""
     # Alerts may come over standard input; from a terminal they would stop the agent (SIGTTIN), so not from there.
     stdin = subprocess.DEVNULL if sys.stdin is None or sys.stdin.isatty() else None
-    agent = children.start(command, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, cwd=cwd)
+    agent = children.start(command, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr)
     try:
         yield agent
     finally:

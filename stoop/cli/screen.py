@@ -85,13 +85,13 @@ def duration(microseconds: float | None) -> str:
 
 
 def target_name(target: Mapping[str, Any]) -> str:
-    """One word for a record's target: `sh[4711] in default/web-1`, or what the alert claims."""
+    """One word for a record's target: `sh[4711] in default/d34690e67a3a`, or what the alert claims."""
     pid, claimed = target.get("pid"), target.get("claimed_pid")
     name = f"pid {claimed}" if claimed is not None else ""
     if pid is not None:
         name = f"{target.get('comm') or '?'}[{pid}]"
     container = str(target.get("container_id") or target.get("claimed_container_id") or "")
-    place = target.get("pod") or (container[:12] if container not in ("", "host") else "")
+    place = container[:12] if container != "host" else ""
     namespace = target.get("namespace")
-    where = f"{namespace}/{place}" if namespace and place else str(place or namespace or "")
+    where = f"{namespace}/{place}" if namespace and place else place or str(namespace or "")
     return " in ".join(part for part in (name, where) if part) or "-"

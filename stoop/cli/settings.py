@@ -73,7 +73,7 @@ def print_falco_config(
 
 
 def version() -> int:
-    """Print the version of Stoop, of Python and of what it stands on."""
+    """Print the versions of Stoop and of what it stands on."""
     console = out()
     console.print(text((f"stoop {stoop.__version__}", "bold")))
     console.print(text(f"Python {platform.python_version()} ({platform.python_implementation()}, {sys.executable})"))
