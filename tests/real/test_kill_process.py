@@ -113,7 +113,7 @@ async def test_a_first_thread_that_ended_does_not_hide_the_others(host: LinuxHos
     with host.hold(victim.pid) as held:
         assert held.facts.exe == os.readlink(f"/proc/{victim.pid}/task/{threads(victim.pid)[1]}/exe")
         assert held.facts.mnt_ns == os.stat("/proc/self/ns/mnt").st_ino
-        assert held.state() == "S"
+        await_that(lambda: held.state() == "S", "the living thread waits")
         assert not held.has_exited()
         assert (await done(context(host, held))).verdict is Verdict.DONE
         with pytest.raises(TargetGone):
