@@ -15,9 +15,10 @@ from stoop.engine import Memory
 from stoop.judge import Judge
 from stoop.metrics import Metrics
 from stoop.recorder import Recorder
-from stoop.respond import Clocks, Parts, Responder
+from stoop.respond import Parts, Responder
 from stoop.ring import Intent
 from stoop.rules import ActionForm, MatchForm, RuleForm, RuleSet
+from stoop.runs import Clocks
 from stoop.spec import HostFacts, Mode, NodeHost, Record
 
 TURNS = 20

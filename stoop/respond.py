@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import trio
 
@@ -23,7 +22,7 @@ from stoop.judge import Judge
 from stoop.lanes import Lanes
 from stoop.recorder import Recorder
 from stoop.rules import Hit, Rule, RuleSet
-from stoop.runs import Batch, Doing, Matched, Ready, Run, When
+from stoop.runs import Batch, Clocks, Doing, Matched, Ready, Run, When
 from stoop.spec import Begun, Mode, NodeHost, Outcome, Verdict
 from stoop.subject import Subject
 
@@ -40,14 +39,6 @@ MAX_AMENDING = 64
 """Acts watched so at a time; each holds a pidfd."""
 
 STOPPED = "the agent stopped before its turn came"
-
-
-class Clocks(Protocol):
-    """The two clocks, as a seam: nanoseconds of CLOCK_REALTIME and CLOCK_MONOTONIC."""
-
-    def now_ns(self) -> int: ...
-
-    def mono_ns(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,13 +295,13 @@ class Responder:
                 outcome = await self._outcome(doing)
         except trio.Cancelled:
             self._done(run, doing, Outcome(Verdict.FAILED, "begun, but the agent stopped before it was verified"))
-            _let_go(doing)
+            doing.let_go()
             self._end(run)
             raise
         if scope.cancelled_caught:
             outcome = action.overdue(context, doing.begun)
             if not self._amend_later(run, doing):
-                _let_go(doing)
+                doing.let_go()
         self._done(run, doing, outcome)
         if not self._next(run, outcome):
             run.index = len(run.rule.form.actions)  # `_advance` ends it
@@ -400,11 +391,5 @@ class Responder:
                 self._done(run, doing, await self._outcome(doing), amends=True)
         finally:
             self._amending -= 1
-            _let_go(doing)
+            doing.let_go()
             run.subject.release()
-
-
-def _let_go(doing: Doing) -> None:
-    """Nobody watches any more what the act holds beside its target. `verify` closes it only when it ends by itself."""
-    for held in doing.begun.held:
-        held.close()

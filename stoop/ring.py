@@ -55,8 +55,7 @@ MAX_PAYLOAD = SLOT_BYTES - _PAYLOAD_AT
 
 _ID_BYTES = 32
 _NAME_BYTES = 80
-"""What a name keeps when a payload is too long: four of these, three ids and the numbers always fit, and the identity of
-a container (73) stays whole."""
+"""What a name keeps when a payload is too long: all of it then fits, and a container's identity (73) stays whole."""
 
 _ACTED_CODE = 1
 _VERDICT_CODES = {  # on disk: only ever add

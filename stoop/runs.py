@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from stoop.alert import Alert
 from stoop.rules import Hit, Rule
 from stoop.rules.model import ActionForm
 from stoop.spec import ActContext, Action, Begun
 from stoop.subject import Subject
+
+
+class Clocks(Protocol):
+    """The two clocks, as a seam: nanoseconds of CLOCK_REALTIME and CLOCK_MONOTONIC."""
+
+    def now_ns(self) -> int: ...
+
+    def mono_ns(self) -> int: ...
 
 
 class Batch:
@@ -90,3 +99,8 @@ class Doing:
     slot: int
     key: tuple[str, str, int]
     when: When
+
+    def let_go(self) -> None:
+        """Nobody watches any more what it holds beside its target. `verify` closes that only when it ends by itself."""
+        for held in self.begun.held:
+            held.close()
