@@ -8,10 +8,11 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from bench.agent import RULE, Agent, alert_line, running
+from bench.creader import c_reader
 from bench.table import Row, ms, percentile
 from bench.victims import Victim, idle
 
@@ -52,41 +53,41 @@ def over_http(sock: socket.socket) -> Prepare:
     return prepare
 
 
-def measure(prepare: Prepare, *, pause: float, samples: int = PER_ROUND) -> tuple[list[float], list[float]]:
-    """(agent, floor) in seconds, measured alternately."""
-    agent_times: list[float] = []
-    floor_times: list[float] = []
+Times = list[list[float]]
+"""Seconds, a list for each way of killing, in the order in which the ways were given."""
+
+
+def measure(ways: Sequence[Prepare], *, pause: float, samples: int) -> Times:
+    """Kill in each of these ways in turn."""
+    times: Times = [[] for _ in ways]
     for _ in range(samples):
-        for times, make in ((agent_times, prepare), (floor_times, by_signal)):
+        for found, make in zip(times, ways, strict=True):
             victim = Victim()
             try:
                 if pause:
                     idle(pause)
-                times.append(victim.exited_after(make(victim)))
+                found.append(victim.exited_after(make(victim)))
             finally:
                 victim.end()
-    return agent_times, floor_times
+    return times
 
 
-def rounds(prepare: Prepare, *, pause: float) -> tuple[list[float], list[float]]:
-    """All rounds together."""
-    agent_times: list[float] = []
-    floor_times: list[float] = []
-    for _ in range(ROUNDS):
-        agent, floor = measure(prepare, pause=pause)
-        agent_times += agent
-        floor_times += floor
-    return agent_times, floor_times
+def rounds(prepare: Prepare, *, pause: float) -> Times:
+    """[the agent, whoever waits by itself, the reader in C where there is a compiler], measured alternately."""
+    with c_reader() as reader:
+        ways = [prepare, by_signal, *([over_unix(reader)] if reader is not None else [])]
+        return measure(ways, pause=pause, samples=ROUNDS * PER_ROUND)
 
 
-def _row(what: str, times: tuple[list[float], list[float]], p50: float, p99: float | None) -> Row:
-    agent, floor = times
-    over50 = percentile(agent, 0.5) - percentile(floor, 0.5)
-    over99 = percentile(agent, 0.99) - percentile(floor, 0.5)
+def _row(what: str, times: Times, p50: float, p99: float | None) -> Row:
+    agent, floor = times[:2]
+    base = percentile(floor, 0.5)
+    over50, over99 = percentile(agent, 0.5) - base, percentile(agent, 0.99) - base
     goal = f"over it ≤ {ms(p50)} p50" + (f", ≤ {ms(p99)} p99" if p99 else "")
+    in_c = f"; a C reader over it {ms(percentile(times[2], 0.5) - base)}" if len(times) > 2 else "; no compiler for C"
     return Row(
         what,
-        f"{ms(percentile(floor, 0.5))} p50, {ms(percentile(floor, 0.99))} p99",
+        f"{ms(base)} p50, {ms(percentile(floor, 0.99))} p99{in_c}",
         f"{ms(percentile(agent, 0.5))} p50, {ms(percentile(agent, 0.99))} p99; over it {ms(over50)}, {ms(over99)}",
         goal,
         over50 <= p50 and (p99 is None or over99 <= p99),
@@ -146,7 +147,7 @@ def flood(agent: Agent, per_second: int) -> Callable[[threading.Event], None]:
 def kill_flood() -> Iterator[Row]:
     """Beside 20,000 unmatched alerts a second on another connection."""
     with running() as agent, agent.connect() as sock, beside(flood(agent, 20_000)):
-        agent_times, floor_times = rounds(over_unix(sock), pause=IDLE_SECONDS)
+        agent_times, floor_times = rounds(over_unix(sock), pause=IDLE_SECONDS)[:2]
         total = percentile(agent_times, 0.99)
         yield Row(
             "kill beside 20,000 unmatched alerts/s",
@@ -175,7 +176,7 @@ def _thousand_rules(turn: int) -> str:
 def kill_reload() -> Iterator[Row]:
     """While 1,000 rules are reloaded again and again and /metrics is read 10 times a second."""
     with running() as agent, agent.connect() as sock:
-        quiet, _ = rounds(over_unix(sock), pause=IDLE_SECONDS)
+        quiet = rounds(over_unix(sock), pause=IDLE_SECONDS)[0]
         port = agent.status()["metrics"]["port"]
 
         def work(_stop: threading.Event) -> None:
@@ -192,7 +193,7 @@ def kill_reload() -> Iterator[Row]:
                 idle(0.1)
 
         with beside(work):
-            loud, _ = rounds(over_unix(sock), pause=IDLE_SECONDS)
+            loud = rounds(over_unix(sock), pause=IDLE_SECONDS)[0]
         digest = agent.status()["rules"]
         p99, quiet99 = percentile(loud, 0.99), percentile(quiet, 0.99)
         yield Row(

@@ -53,8 +53,7 @@ _STAMPED = struct.Struct("<QB")  # what a stamp's CRC is over, seeded by the pay
 _HEAD_AT, _ACTED_AT, _ENDED_AT, _PAYLOAD_AT = 1, 8, 24, 40
 MAX_PAYLOAD = SLOT_BYTES - _PAYLOAD_AT
 
-_ID_BYTES = 32
-_NAME_BYTES = 80
+_ID_BYTES, _NAME_BYTES = 32, 80
 """What a name keeps when a payload is too long: all of it then fits, and a container's identity (73) stays whole."""
 
 _ACTED_CODE = 1

@@ -12,7 +12,18 @@ import pytest
 
 from stoop.errors import JournalError
 from stoop.spec import Record, Timing, Verdict
-from stoop.store import MAX_BODY, MAX_OUTPUT, MIN_BYTES, Entry, FileMark, Repeats, Store, StoreCorrupt, row_of
+from stoop.store import (
+    CHUNK_ROWS,
+    MAX_BODY,
+    MAX_OUTPUT,
+    MIN_BYTES,
+    Entry,
+    FileMark,
+    Repeats,
+    Store,
+    StoreCorrupt,
+    row_of,
+)
 
 NOW = 1_700_000_000_000_000_000
 SECOND = 10**9
@@ -85,6 +96,11 @@ def test_a_second_record_of_an_act_changes_nothing_but_its_count(store: Store) -
     put(store, record(1), record(1, verdict=Verdict.SKIPPED, repeats=3))
     assert stored(store, "outcome, first, repeats") == [("done", None, 3)]
     assert stored(store)[0]["verdict"] == "done"
+
+
+def test_an_act_that_comes_again_in_one_statement(store: Store) -> None:
+    put(store, *(record(number % 20, repeats=number, amends=number == 35) for number in range(CHUNK_ROWS * 2 + 3)))
+    assert stored(store, "count(*), max(repeats), sum(amended)") == [(20, CHUNK_ROWS * 2 + 2, 1)]
 
 
 def test_repeats_are_a_count_that_only_grows(store: Store) -> None:
