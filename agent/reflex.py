@@ -25,7 +25,7 @@ from agent.rehearsal import rehearse
 from agent.rulebook import Rulebook
 from stoop import __version__, guard
 from stoop.catalogue import CATALOGUE
-from stoop.config import Config, PidNamespace
+from stoop.config import Config, policy_of
 from stoop.control import EVERY_RULE, AnyRequest, Arm, ControlError, Reload, SetMode, Status
 from stoop.engine import Memory
 from stoop.intake.sink import Desk
@@ -78,7 +78,8 @@ class Reflex:
         self.host = LinuxHost()
         self.own = Own(self.host, self.host.boot_id)
         self.switches = Switches(Path(config.state_dir), config.mode, self.warn)
-        self.keeps = guard.Guard(_policy(config), guard.Limits(_policy(config), {}), guard.Skew())
+        policy = policy_of(config.guard)
+        self.keeps = guard.Guard(policy, guard.Limits(policy, {}), guard.Skew())
         self.judge = Judge(
             host=self.host,
             host_facts=lambda: self.own.facts,
@@ -333,7 +334,12 @@ class Reflex:
             "journal": {"lag": journal.lag, "lost": journal.lost, "error": journal.error},
             "recovery": _recovery(self.recovery),
             "helper": {"pid": self.link.pid, "restarts": max(0, self.link.restarts)},
-            "counts": {"received": self.front.received, "refused": self.front.refused},
+            "counts": {
+                "received": self.front.received,
+                "refused": self.front.refused,
+                "matched": sum(self.metrics.by("alerts_matched_total", 0).values()),
+                "outcomes": self.metrics.by("acts_total", 1),
+            },
         }
 
 
@@ -342,15 +348,3 @@ def _recovery(recovery: Recovery | None) -> dict[str, Any] | None:
         return None
     window = msgspec.structs.asdict(recovery.window) if recovery.window is not None else None
     return {"clean": recovery.clean, "unfinished": len(recovery.unfinished), "window": window}
-
-
-def _policy(config: Config) -> guard.Policy:
-    settings = config.guard
-    return guard.Policy(
-        protected_namespaces=frozenset(settings.protected_namespaces),
-        protected_executables=guard.executables(settings.protected_executables),
-        max_alert_age_ns=settings.max_alert_age_ns,
-        max_targets=settings.max_targets,
-        max_targets_total=settings.max_targets_total,
-        any_pid_namespace=settings.pid_namespace is PidNamespace.AGENT,
-    )

@@ -1,4 +1,4 @@
-"""`stoop-controller`: not in this version. Acts that need rights over the cluster are refused by the agent until it is."""
+"""`stoop-controller`: not in this version. Acts that need rights over the cluster are refused until it is."""
 
 from __future__ import annotations
 

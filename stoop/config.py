@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from stoop import config_load, config_resolve
+from stoop import config_load, config_resolve, guard
 from stoop.config_load import Findings, Given, Known
 from stoop.config_model import (
     MAX_SOCKET_PATH,
@@ -47,6 +47,7 @@ __all__ = [
     "PidNamespace",
     "UnixIntake",
     "load",
+    "policy_of",
     "printable",
     "reference",
 ]
@@ -201,6 +202,21 @@ def _build(struct: type[msgspec.Struct], prefix: str, resolved: Resolved) -> Any
             section = resolved.sections[key]
             given[field.name] = _build(section.type, key + ".", resolved) if resolved.on[key] else None
     return struct(**given)
+
+
+# ---------------------------------------------------------------- for the guard
+
+
+def policy_of(settings: Guard) -> guard.Policy:
+    """The `guard` section as the guard takes it."""
+    return guard.Policy(
+        protected_namespaces=frozenset(settings.protected_namespaces),
+        protected_executables=guard.executables(settings.protected_executables),
+        max_alert_age_ns=settings.max_alert_age_ns,
+        max_targets=settings.max_targets,
+        max_targets_total=settings.max_targets_total,
+        any_pid_namespace=settings.pid_namespace is PidNamespace.AGENT,
+    )
 
 
 # ---------------------------------------------------------------- for people

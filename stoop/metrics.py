@@ -147,6 +147,13 @@ class Metrics:
         histogram[0][bisect_left(self._buckets[name], seconds)] += 1
         histogram[1] += seconds
 
+    def by(self, name: str, label: int) -> dict[str, int]:
+        """A counter's sums by the values of one of its labels, counted from 0."""
+        sums: dict[str, int] = {}
+        for labels, count in self._series[name].items():
+            sums[labels[label]] = sums.get(labels[label], 0) + count
+        return sums
+
     def samples(self) -> dict[str, list[tuple[Labels, Any]]]:
         """Every series: (label values, number), or (label values, [counts a bucket, sum]); the last bucket is +Inf.
 

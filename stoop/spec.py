@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Awaitable, Callable, Iterable
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import msgspec
@@ -382,9 +383,17 @@ class Record(msgspec.Struct, frozen=True):
     repeats: int = 0
     amends: bool = False
 
+    @property
+    def at_ns(self) -> int:
+        """When its last step was, in nanoseconds of CLOCK_REALTIME."""
+        timing = self.timing
+        return timing.verified_ns or timing.acted_ns or timing.decided_ns or timing.received_ns
+
     def public(self) -> dict[str, Any]:
-        """The form that `stoop history --json` prints: one object a line."""
+        """The form that `stoop history --json` prints: one object a line. `time`: RFC 3339 of its last step."""
+        at = datetime.fromtimestamp(self.at_ns // 10**9, UTC)
         return {
+            "time": f"{at:%Y-%m-%dT%H:%M:%S}.{self.at_ns // 1000 % 10**6:06d}Z",
             "alert": self.alert,
             "run": self.run,
             "act": self.act,

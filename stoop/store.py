@@ -27,8 +27,9 @@ BATCH_BYTES = 256 * 1024
 """A transaction ends after so many bytes of records: the write-ahead log can't be kept smaller than one."""
 
 CHUNK_ROWS = 32
-"""Rows in one statement. After each one the thread wants the interpreter back, which a busy reflex hands over only every
-switch interval, to be interrupted for some 20 µs: row by row that would be 5,000 rows and interruptions a second."""
+"""Rows in one statement. After each one the thread wants the interpreter back, which a busy reflex hands over only once
+in a switch interval, to be interrupted for some 20 µs: row by row that would be 5,000 rows and interruptions a second.
+"""
 
 MAX_OUTPUT = 8 * 1024
 """Characters of Falco's output line that are kept. An alert may be a MiB; encoding that would hold the interpreter."""

@@ -19,7 +19,7 @@ from stoop.cli.replay import Replayed, Settings, summarize
 from stoop.cli.replay import replay as replay_alerts
 from stoop.cli.rules import load_with_warnings
 from stoop.cli.screen import err, json_line, out, text
-from stoop.config import Config, PidNamespace
+from stoop.config import Config
 from stoop.errors import AlertError, UserError
 from stoop.log import timestamp
 from stoop.spec import Record
@@ -53,16 +53,7 @@ def replay(
 
 def settings_of(config: Config) -> Settings:
     """What of the configuration decides."""
-    settings = config.guard
-    policy = guard.Policy(
-        protected_namespaces=frozenset(settings.protected_namespaces),
-        protected_executables=guard.executables(settings.protected_executables),
-        max_alert_age_ns=settings.max_alert_age_ns,
-        max_targets=settings.max_targets,
-        max_targets_total=settings.max_targets_total,
-        any_pid_namespace=settings.pid_namespace is PidNamespace.AGENT,
-    )
-    return Settings(config.node_name, policy, settings.dedup_window_ns)
+    return Settings(config.node_name, policy_of(config.guard), config.guard.dedup_window_ns)
 
 
 def _decoded(lines: Sequence[bytes]) -> tuple[list[Alert], list[str]]:
