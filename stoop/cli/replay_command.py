@@ -19,7 +19,7 @@ from stoop.cli.replay import Replayed, Settings, summarize
 from stoop.cli.replay import replay as replay_alerts
 from stoop.cli.rules import load_with_warnings
 from stoop.cli.screen import err, json_line, out, text
-from stoop.config import Config
+from stoop.config import Config, policy_of
 from stoop.errors import AlertError, UserError
 from stoop.log import timestamp
 from stoop.spec import Record
