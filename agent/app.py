@@ -44,6 +44,9 @@ WATCHDOG_SECONDS = 30.0
 WATCHDOG_TICKS = 5
 """Ticks between two assurances to the watchdog: it costs a thread each time."""
 
+RECENT_SECONDS = 3600.0
+"""How far back acts of an earlier life are remembered where alerts of any age are acted on."""
+
 OPEN_FILES = 65_536
 """Descriptors that the agent may open, where the hard limit allows it."""
 
@@ -109,7 +112,9 @@ def run(config: Config) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL)
     _raise_open_files()
     reflex = Reflex(config)
-    recovery = reflex.journal.open()
+    age_s = config.guard.max_alert_age_ns / 1e9
+    # An alert that comes again after twice its age has expired in any case; without an age, an hour is remembered.
+    recovery = reflex.journal.open(recent_s=2 * age_s or RECENT_SECONDS)
     try:
         reflex.recover(recovery)
         trio.run(live, reflex)

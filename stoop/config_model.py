@@ -226,7 +226,7 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True, rename=_without_unit):
     max_bytes: Annotated[
         int,
         _meta(
-            "Size on disk above which the oldest records are removed: some 500,000 of them. `0` is no limit.", "size"
+            "Size on disk above which the oldest records are removed: some 170,000 of them. `0` is no limit.", "size"
         ),
     ] = 256 * _MIB
 

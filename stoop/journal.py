@@ -20,7 +20,7 @@ from typing import Protocol
 import msgspec
 
 from stoop.errors import JournalError
-from stoop.ring import Found, Intent, Leftover, LossWindow, open_ring
+from stoop.ring import SLOTS, Found, Intent, Leftover, LossWindow, open_ring
 from stoop.spec import Record, Timing, Verdict
 from stoop.statedir import StateLock, make_state_dir
 from stoop.store import Entry, FileMark, Repeats, Row, Store, StoreCorrupt, row_of
@@ -135,6 +135,7 @@ class Journal:
         self._written = self._bytes = 0
         self._lost = self._queued_bytes = 0  # the reflex's own again
         self._full = False
+        self._ring_full = self._ring_told_after = 0
 
     def open(self, *, recent_s: float = RECENT_SECONDS) -> Recovery:
         """Lock the directory, read what was left, start the writer. Raises StartRefused, and nothing for a bad disk."""
@@ -154,6 +155,8 @@ class Journal:
     def put(self, record: Record, slot: int = -1) -> None:
         """How an act ended. Its slot is freed once the record is in SQLite."""
         now_ns = time.time_ns()
+        if self.ring.full != self._ring_full:
+            self._ring_was_full()
         if slot >= 0:
             self.ring.ended(slot, record.verdict, now_ns)
         if not self._has_room():
@@ -225,6 +228,13 @@ class Journal:
             self._full = True
             self._warn("the journal's queue is full: records are lost", queued=MAX_QUEUED, error=self._error)
         return False
+
+    def _ring_was_full(self) -> None:
+        """Acts went on without a slot. Said again only after as many entries were written as there are slots."""
+        self._ring_full = self.ring.full
+        if self._written >= self._ring_told_after:
+            self._ring_told_after = self._written + SLOTS
+            self._warn("the ring is full: SIGKILL would lose what is under way", error=self._error)
 
     # ------------------------------------------------------------ at a start
 

@@ -386,6 +386,9 @@ def test_more_acts_than_slots_go_on(bench: Bench) -> None:
     assert journal.status().ring_full == 5
     journal.acted(-1)
     journal.put(record(1), -1)
+    journal.reserve(intent(1))
+    journal.put(record(2), -1)
+    assert bench.said.count("the ring is full") == 1
 
 
 def test_a_broken_file_is_set_aside_at_the_start(bench: Bench) -> None:
