@@ -73,10 +73,16 @@ def measure(ways: Sequence[Prepare], *, pause: float, samples: int) -> Times:
 
 
 def rounds(prepare: Prepare, *, pause: float) -> Times:
-    """[the agent, whoever waits by itself, the reader in C where there is a compiler], measured alternately."""
+    """[the agent, whoever waits by itself, the reader in C where there is a compiler], in alternate rounds."""
     with c_reader() as reader:
-        ways = [prepare, by_signal, *([over_unix(reader)] if reader is not None else [])]
-        return measure(ways, pause=pause, samples=ROUNDS * PER_ROUND)
+        times: Times = [[], [], *([[]] if reader is not None else [])]
+        for _ in range(ROUNDS):
+            pairs = measure([prepare, by_signal], pause=pause, samples=PER_ROUND)
+            # By itself: in turn with the others it would leave the agent asleep for longer than it is said to be.
+            alone = measure([over_unix(reader)], pause=pause, samples=PER_ROUND) if reader is not None else []
+            for found, more in zip(times, pairs + alone, strict=True):
+                found += more
+        return times
 
 
 def _row(what: str, times: Times, p50: float, p99: float | None) -> Row:

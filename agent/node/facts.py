@@ -62,7 +62,7 @@ class Facts:
             return None
         at = f"{self._procfs.root}/{pid}/"
         try:
-            exe = text(os.readlink(os.fsencode(at + "exe")))
+            exe = os.readlink(at + "exe")
         except FileNotFoundError:  # a kernel thread, or a first thread that has ended
             return None
         cgroups, container_id, pod_uid = cgroups_of(read_file(at + "cgroup"))
@@ -75,7 +75,7 @@ class Facts:
             boot_id=self._procfs.boot_id,
             ppid=born.ppid,
             comm=text(born.comm),
-            exe=exe,
+            exe=exe if exe.isascii() else text(os.fsencode(exe)),
             uid=born.uid,
             kernel_thread=False,
             mnt_ns=mnt_ns,
