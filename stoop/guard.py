@@ -47,17 +47,43 @@ ALL_RULES = "*"
 """What is disarmed when the limit over all rules trips."""
 
 
-class Claims(msgspec.Struct, frozen=True):
-    """What the alert says of whom it is about. 0 or "" where it says nothing."""
+class Claims:
+    """What the alert says of whom it is about. 0 or "" where it says nothing.
 
-    pid: int
-    tid: int
-    vpid: int
-    ppid: int
-    pid_ts: int
-    exe_ino: int
-    container_id: str
-    namespace: str
+    What each act asks is read at once, the numbers only when somebody asks: they seldom decide.
+    """
+
+    __slots__ = ("_fields", "container_id", "namespace")
+
+    def __init__(self, fields: Mapping[str, object]) -> None:
+        self._fields = fields
+        self.container_id = _text(fields, "container.full_id", "container.id")
+        self.namespace = _text(fields, "k8s.ns.name", "ka.target.namespace")
+
+    @property
+    def pid(self) -> int:
+        """`proc.pid`, unjudged: `target_pid` judges it."""
+        return _number(self._fields, "proc.pid")
+
+    @property
+    def vpid(self) -> int:
+        """The pid in its own pid namespace."""
+        return _number(self._fields, "proc.vpid")
+
+    @property
+    def ppid(self) -> int:
+        """Its parent."""
+        return _number(self._fields, "proc.ppid")
+
+    @property
+    def pid_ts(self) -> int:
+        """When Falco saw it begin, in nanoseconds."""
+        return _number(self._fields, "proc.pid.ts")
+
+    @property
+    def exe_ino(self) -> int:
+        """The inode of its executable."""
+        return _number(self._fields, "proc.exe_ino")
 
 
 def _number(fields: Mapping[str, object], name: str) -> int:
@@ -75,17 +101,7 @@ def _text(fields: Mapping[str, object], *names: str) -> str:
 
 def claims(alert: Alert) -> Claims:
     """What the alert says, without judging it."""
-    fields = alert.fields
-    return Claims(
-        pid=_number(fields, "proc.pid"),
-        tid=_number(fields, "thread.tid"),
-        vpid=_number(fields, "proc.vpid"),
-        ppid=_number(fields, "proc.ppid"),
-        pid_ts=_number(fields, "proc.pid.ts"),
-        exe_ino=_number(fields, "proc.exe_ino"),
-        container_id=_text(fields, "container.full_id", "container.id"),
-        namespace=_text(fields, "k8s.ns.name", "ka.target.namespace"),
-    )
+    return Claims(alert.fields)
 
 
 def target_pid(alert: Alert) -> int:
@@ -183,6 +199,15 @@ def prove(start_ns: int, slack_ns: int, event_ns: int, skew: Skew) -> Proof:
     if start_ns + slack_ns <= earliest or (slack_ns <= CLOCK_NOISE_NS and start_ns <= earliest):
         return Proof.MEANT
     return Proof.ANOTHER if start_ns > latest else Proof.TOO_CLOSE
+
+
+def after_falco_saw_it(said: Claims, start_ns: int, skew: Skew) -> bool:
+    """Whether it began clearly after Falco saw the event's thread begin (`proc.pid.ts`): then it is another one.
+
+    One-sided: of processes older than itself Falco gives a later time, and of a second thread that thread's.
+    """
+    seen_ns = said.pid_ts
+    return bool(seen_ns) and start_ns > seen_ns + skew.lag_ns + FALCO_POLL_NS
 
 
 def one_more_match(said: Claims, facts: ProcessFacts) -> str:

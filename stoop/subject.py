@@ -14,6 +14,7 @@ from stoop.guard import (
     Claims,
     Proof,
     Skew,
+    after_falco_saw_it,
     claims,
     in_container,
     one_more_match,
@@ -143,6 +144,8 @@ class Subject:
         if not event_ns:
             return NO_TIME
         proof = prove(facts.start_ns, facts.start_slack_ns, event_ns, skew)
+        if after_falco_saw_it(self.said, facts.start_ns, skew):
+            return ANOTHER.format(facts.pid)
         if proof is Proof.TOO_CLOSE:
             proof = prove(*self._host.precise_start(facts), event_ns, skew)
         if proof is Proof.TOO_CLOSE:

@@ -121,6 +121,16 @@ class TestProve:
         assert guard.prove(NOW - 2 * SECOND, TICK, NOW, ahead) is guard.Proof.MEANT
 
 
+class TestPidTs:
+    @pytest.mark.parametrize(
+        ("seen_ns", "is_another"),
+        [(NOW - 2 * SECOND, True), (NOW - SECOND - 20_000_000, False), (NOW, False), (0, False)],
+    )
+    def test_what_began_after_falco_saw_the_thread_begin_is_another(self, seen_ns: int, is_another: bool) -> None:
+        said = guard.claims(alert_of(**{"proc.pid": 4321, "proc.pid.ts": seen_ns}))
+        assert guard.after_falco_saw_it(said, NOW - SECOND, guard.Skew()) is is_another
+
+
 class TestOneMoreMatch:
     process = facts(ns_pids=(4321, 7), container_id=CONTAINER, exe_ino=77)
 

@@ -53,23 +53,21 @@ class LinuxHost:
             raise TargetRefused(f"pid {pid} is no target: only numbers from 2 to {PID_MAX} are")
         fd = open_pidfd(pid)
         try:
-            facts = self._read(pid, fd)
+            facts = self._facts.read(pid, fd)
             if pidfd_ready(fd):
                 raise TargetGone(EXITED)
         except TargetError:
             os.close(fd)
             raise
+        except (FileNotFoundError, ProcessLookupError):
+            os.close(fd)
+            raise TargetGone(EXITED) from None
+        except OSError as error:
+            os.close(fd)
+            raise TargetRefused(f"pid {pid} can't be read: {error.strerror}{hint(error)}") from error
         if facts.container_id:
             self._containers.remember(facts)
         return LinuxHeld(fd, facts, self._procfs)
-
-    def _read(self, pid: int, pidfd: int) -> ProcessFacts:
-        try:
-            return self._facts.read(pid, pidfd)
-        except (FileNotFoundError, ProcessLookupError):
-            raise TargetGone(EXITED) from None
-        except OSError as error:
-            raise TargetRefused(f"pid {pid} can't be read: {error.strerror}{hint(error)}") from error
 
     def precise_start(self, facts: ProcessFacts) -> tuple[int, int]:
         """(start, slack) in ns: in µs where taskstats tells and agrees with the tick; else as the facts have it.
