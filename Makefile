@@ -37,7 +37,7 @@ check: $(READY)  ## lint, types, layers, generated files
 conformance: $(READY)  ## compare with Talon's results: CASES=FILE (default: the copy in tests/data)
 	@$(PY) -m tools.conformance $(CASES)
 
-bench: $(READY)  ## measure speed against floors of the same run; ARGS="kill ndjson" for some rows
+bench: $(READY)  ## measure speed against floors of the same run; ARGS="idle ndjson" for some rows
 	@$(PY) -m bench $(ARGS)
 
 generate: $(READY)  ## write the generated references and schema anew

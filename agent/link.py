@@ -158,9 +158,9 @@ class Link:
 
 
 def _spawn(fd: int) -> subprocess.Popen[bytes]:
-    """In a thread: fork and exec take about a millisecond."""
+    """In a thread: fork and exec take about a millisecond. `-P`: nothing of the working directory is run as root."""
     return subprocess.Popen(
-        [sys.executable, "-m", "agent.helper", str(fd)],
+        [sys.executable, "-P", "-m", "agent.helper", str(fd)],
         pass_fds=(fd,),
         stdin=subprocess.DEVNULL,
         # Ctrl-C goes to the whole group, and the reflex decides when the helper ends.

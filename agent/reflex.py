@@ -286,9 +286,10 @@ class Reflex:
     def _set_mode(self, request: SetMode) -> dict[str, Any]:
         was = self.mode()
         until_ns = self.clocks.now_ns() + int(request.for_s * 1e9) if request.for_s is not None else 0
-        self.switches.switch(request.mode, until_ns)
+        kept = self.switches.switch(request.mode, until_ns)
+        self.memory.forget_targets()  # what was only watched until now is no repeat
         self.say("warning", "the mode was switched", was=str(was), now=str(request.mode), for_s=request.for_s)
-        return {"was": str(was), "mode": str(request.mode), "until_ns": until_ns}
+        return {"was": str(was), "mode": str(request.mode), "until_ns": until_ns, "kept": kept}
 
     def _arm(self, rule: str) -> dict[str, Any]:
         limits = self.keeps.limits

@@ -81,8 +81,8 @@ class Rulebook:
         """A message from the helper; False when it is about something else."""
         if not isinstance(message, RulesBegin | RuleReady | RulesEnd | RulesRejected):
             return False
-        if message.generation != self._generation:
-            return True  # an older question: a newer one is under way
+        if self._asked is None or message.generation != self._generation:
+            return True  # nobody asked, or an older question: a newer one is under way
         if isinstance(message, RulesBegin):
             self._builder = Builder()
             self._digest = message.digest

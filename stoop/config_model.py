@@ -92,8 +92,8 @@ class UnixIntake(msgspec.Struct, frozen=True, kw_only=True):
     allow_uids: Annotated[
         tuple[int, ...],
         _meta(
-            "User ids whose connections are taken, checked by SO_PEERCRED. Falco runs as root. An empty list refuses "
-            "everyone.",
+            "User ids whose connections are taken, checked by SO_PEERCRED. Falco runs as root. The agent's "
+            "own user may always send.",
             "uids",
             default="[0]; not as root, the agent's own as well",
         ),
@@ -218,7 +218,7 @@ class Guard(msgspec.Struct, frozen=True, kw_only=True, rename=_without_unit):
 
 
 class Journal(msgspec.Struct, frozen=True, kw_only=True, rename=_without_unit):
-    """How much of the past is kept. Records that still matter (an undo that is due) are kept in any case."""
+    """How much of the past is kept."""
 
     max_age_ns: Annotated[int, _meta("Older records are removed. `0` keeps them until max_bytes.", "duration")] = (
         30 * 86400 * SECOND_NS

@@ -121,6 +121,10 @@ class Memory:
         """The act failed: the next alert about this target may try again."""
         self._targets.pop(key, None)
 
+    def forget_targets(self) -> None:
+        """The mode was switched: what was judged in the old one may be judged anew."""
+        self._targets.clear()
+
     def pending_counts(self, mono_ns: int) -> Iterator[tuple[str, int]]:
         """Counts of repeats that are due and were not told yet: (act, count)."""
         due = [entry for entry in self._untold.values() if mono_ns - entry.told_ns >= REPEAT_REPORT_NS]

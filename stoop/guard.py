@@ -28,11 +28,18 @@ FALCO_POLL_NS = 50_000_000
 """Falco's own delay on an idle node is at most about 33 ms (measured, reference/falco.md): a lag below this says
 nothing of its clock, one above says that it runs behind."""
 
-ESTABLISHED = 8
-"""Alerts after which the measured lag between Falco's clock and ours is believed."""
+MAX_DRIFT_NS = 5_000_000_000
+"""A clock that is adjusted (NTP) leaves Falco's behind by ms to seconds. More is a backlog, or another machine's clock,
+and believing it would make a process of after the event pass."""
 
-SKEW_WINDOW = 128
-"""Delays kept to take the least of: a few seconds of a busy node, an hour of a quiet one."""
+ESTABLISHED = 8
+"""Delays after which the lag between Falco's clock and ours is believed."""
+
+SPACING_NS = 100_000_000
+"""Between two delays that count: a backlog comes in a burst, and says nothing of a clock however long it is."""
+
+SKEW_WINDOW = 64
+"""Delays kept to take the least of: some seconds of a busy node, an hour of a quiet one."""
 
 MINUTE_NS = 60_000_000_000
 
@@ -126,26 +133,29 @@ class Skew:
 
     Falco adds kernel time to an offset that it sampled once at its start, so its clock drifts from CLOCK_REALTIME with
     each adjustment (reference/falco.md). `delay = received - event time = drift + latency`, and latency is never
-    negative: the least delay seen is an upper bound of the drift.
+    negative: the least delay seen is an upper bound of the drift. Only alerts of this node's kernel that came at once
+    may be sampled: not those of a plugin's source, nor those read from a file.
     """
 
     def __init__(self) -> None:
         self._delays: deque[int] = deque(maxlen=SKEW_WINDOW)
         self._least = 0
+        self._last_ns = 0
         self._offset_ns: int | None = None
         self.steps = 0
 
-    def sample(self, delay_ns: int) -> None:
-        """One alert's delay, in nanoseconds. Cheap: the least is only searched anew when it leaves the window."""
-        delays = self._delays
-        if not delays or delay_ns <= self._least:
-            delays.append(delay_ns)
-            self._least = delay_ns
+    def sample(self, delay_ns: int, at_ns: int) -> None:
+        """One alert's delay, seen at this time (CLOCK_REALTIME). Cheap: most of a busy node's are not looked at."""
+        spaced = abs(at_ns - self._last_ns) >= SPACING_NS
+        if (not spaced and delay_ns >= self._least) or delay_ns < -MAX_DRIFT_NS:
             return
-        leaving = delays[0] if len(delays) == SKEW_WINDOW else None
-        delays.append(delay_ns)
-        if leaving == self._least:
-            self._least = min(delays)
+        delays = self._delays
+        if not spaced and delays:
+            delays[-1] = delay_ns
+        else:
+            self._last_ns = at_ns
+            delays.append(delay_ns)
+        self._least = min(delays)
 
     def clock(self, realtime_minus_boottime_ns: int, tolerance_ns: int = 5_000_000) -> bool:
         """Notice a step of this machine's clock: True when it jumped since the last look. Delays start anew then."""
@@ -164,21 +174,23 @@ class Skew:
 
     @property
     def lag_ns(self) -> int:
-        """The least delay of the window, 0 when there is none."""
-        return self._least if self._delays else 0
+        """The lag that is believed: the least delay when it is established and not too long, and any negative one."""
+        if not self._delays or self._least < 0:
+            return self._least if self._delays else 0
+        return self._least if self.established and self._least <= MAX_DRIFT_NS else 0
 
     @property
     def drift_ns(self) -> int:
         """What is taken as Falco's drift: only what its own latency can't explain."""
         lag = self.lag_ns
-        return lag if lag < 0 or (self.established and lag > FALCO_POLL_NS) else 0
+        return lag if lag < 0 or lag > FALCO_POLL_NS else 0
 
     def bounds(self, event_ns: int) -> tuple[int, int]:
         """(earliest, latest) instant of our clock at which an event that Falco stamped so may have happened."""
         lag = self.lag_ns
         if lag < 0:
             return event_ns + lag, event_ns + lag + CLOCK_NOISE_NS
-        return event_ns, event_ns + (lag if self.established else 0) + CLOCK_NOISE_NS
+        return event_ns, event_ns + lag + CLOCK_NOISE_NS
 
 
 class Proof(enum.Enum):
@@ -247,10 +259,14 @@ class Policy(msgspec.Struct, frozen=True):
     any_pid_namespace: bool  # `pid_namespace: agent`: alerts number pids as the agent sees them
 
 
-def too_old(event_ns: int, now_ns: int, skew: Skew, policy: Policy) -> str:
-    """Empty, or why this alert comes too late to act on."""
-    age = now_ns - event_ns - skew.drift_ns
-    if not event_ns or not policy.max_alert_age_ns or age <= policy.max_alert_age_ns:
+def too_old(event_ns: int, now_ns: int, policy: Policy) -> str:
+    """Empty, or why this alert comes too late to act on, or from a time that has not come yet."""
+    age = now_ns - event_ns
+    if not event_ns:
+        return ""
+    if age < -MAX_DRIFT_NS:
+        return f"the alert is stamped {-age / 1e9:.1f} s ahead of this node's clock"
+    if not policy.max_alert_age_ns or age <= policy.max_alert_age_ns:
         return ""
     return f"the alert is {age / 1e9:.1f} s old (guard.max_alert_age is {policy.max_alert_age_ns / 1e9:g} s)"
 
@@ -268,8 +284,9 @@ def protects(facts: ProcessFacts, host: HostFacts, policy: Policy) -> str:
     if host.falco_cgroups and any(path in host.falco_cgroups for _, path in facts.cgroups):
         return "it is in Falco's cgroup"
     if not facts.container_id and facts.mnt_ns == host.mnt_ns:
-        name = facts.exe.rpartition("/")[2].removesuffix(" (deleted)")
-        for mark in (facts.exe, name, facts.comm):
+        path = facts.exe.removesuffix(" (deleted)")
+        # A pattern with a slash is a path: a comm or a file's name has none to offer.
+        for mark in (path, path.rpartition("/")[2], facts.comm.replace("/", "_")):
             if policy.protected_executables.fullmatch(mark):
                 return f"{mark} is a protected executable of the host"
     return ""
@@ -361,9 +378,11 @@ def judge_container(said: Claims, container: ContainerFacts, host: HostFacts, po
     if not container.members:
         return "the container has no process left"
     own = host.own_pids.intersection(container.members)
-    if own or container.cgroup_v2 in host.own_cgroups or container.cgroup_freezer in host.own_cgroups:
+    if own:
         return "it is the agent's own container"
-    if host.falco_pids.intersection(container.members):
+    directories = (container.cgroup_v2, container.cgroup_freezer)
+    is_falcos = any(directory.endswith(path) for directory in directories for path in host.falco_cgroups)
+    if is_falcos or host.falco_pids.intersection(container.members):
         return "it is Falco's container"
     return protected_namespace(said, policy)
 

@@ -24,7 +24,7 @@ from stoop.recorder import Recorder
 from stoop.rules import Hit, Rule, RuleSet
 from stoop.runs import Batch, Clocks, Doing, Matched, Ready, Run, When
 from stoop.spec import Begun, Mode, NodeHost, Outcome, Verdict
-from stoop.subject import Subject
+from stoop.subject import Seen, Subject
 
 QUEUE_CAPACITY = 4096
 """Matched alerts that may wait: about a second of work, some MiB. Beyond it the newest of the busiest group expires."""
@@ -37,6 +37,9 @@ AMEND_SECONDS = 600.0
 
 MAX_AMENDING = 64
 """Acts watched so at a time; each holds a pidfd."""
+
+LIVE_INTAKES = frozenset({"unix", "http"})
+"""Ways in by which Falco's alerts come at once: how late they come tells of its clock."""
 
 STOPPED = "the agent stopped before its turn came"
 
@@ -109,7 +112,8 @@ class Responder:
     def accept(self, alerts: list[Alert], received_ns: int, kind: str, settled: Callable[[], None] | None) -> None:
         """Match these alerts and act on them. `settled` is called once all that came of them is recorded."""
         parts = self._parts
-        sample, route = parts.judge.skew.sample, self._rules.route
+        skew, route = parts.judge.skew, self._rules.route
+        live = kind in LIVE_INTAKES
         batch = Batch(settled) if settled is not None else None
         parts.recorder.ledger.accepted(len(alerts), received_ns)
         delays = []
@@ -118,7 +122,8 @@ class Responder:
             event_ns = alert.time_ns
             if event_ns:
                 delays.append(received_ns - event_ns)
-                sample(received_ns - event_ns)
+                if live and alert.source == "syscall":
+                    skew.sample(received_ns - event_ns, received_ns)
             rules = route(alert)
             if rules:
                 matched = self._match(alert, rules, received_ns, batch)
@@ -173,9 +178,14 @@ class Responder:
             self._more.set()
         return left
 
+    def _subject(self, matched: Matched) -> Subject:
+        judge = self._parts.judge
+        seen = Seen(judge.host_facts(), judge.skew, matched.received_ns)
+        return Subject(matched.alert, self._parts.host, seen)
+
     def _respond(self, matched: Matched) -> None:
         parts = self._parts
-        subject = Subject(matched.alert, parts.host, parts.judge.host_facts(), parts.judge.skew)
+        subject = self._subject(matched)
         resolved: dict[str, str | None] | None = None
         for rule, first in matched.hits:
             hit = first
@@ -235,6 +245,7 @@ class Responder:
             if not in_lane and self._lanes.busy(ready.target):
                 if self._lanes.wait(ready.target, run):
                     return None
+                parts.recorder.metrics.inc("queue_dropped_total")
                 self._unstarted(run, Outcome(Verdict.EXPIRED, "queue full: too much waits for this target"))
                 break
             started = self._begin(run, ready)
@@ -358,8 +369,9 @@ class Responder:
     def _expire(self, matched: Matched, reason: str = "queue full") -> None:
         """A matched alert that will not be dealt with: recorded for each rule, counted."""
         parts = self._parts
-        subject = Subject(matched.alert, parts.host, parts.judge.host_facts(), parts.judge.skew)
-        parts.recorder.metrics.inc("queue_dropped_total")
+        subject = self._subject(matched)
+        if reason != STOPPED:
+            parts.recorder.metrics.inc("queue_dropped_total")
         for rule, hit in matched.hits:
             run = Run(matched, rule, hit.unproven, subject, run_id(matched.alert_id, rule.form.rule))
             parts.recorder.emit(run, 0, Outcome(Verdict.EXPIRED, reason))

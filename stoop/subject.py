@@ -5,6 +5,8 @@ The pidfd is opened first and the facts are read after it: what was read and wha
 
 from __future__ import annotations
 
+import msgspec
+
 from stoop.alert import Alert, text_form
 from stoop.errors import TargetError, TargetGone, TargetRefused
 from stoop.guard import (
@@ -32,15 +34,22 @@ MAX_SHOWN_TEXT = 64
 POD_FIELDS = ("k8s.ns.name", "k8s.pod.name", "k8s.pod.uid", "k8s.pod.id", "container.name")
 
 
+class Seen(msgspec.Struct, frozen=True):
+    """What is known when an alert is dealt with: of the node, of Falco's clock, and when the alert was read."""
+
+    host_facts: HostFacts
+    skew: Skew
+    received_ns: int
+
+
 class Subject:
     """The process and the container of one alert. Close it by as many `release` as there were `retain`."""
 
-    def __init__(self, alert: Alert, host: NodeHost, host_facts: HostFacts, skew: Skew) -> None:
+    def __init__(self, alert: Alert, host: NodeHost, seen: Seen) -> None:
         self.alert = alert
         self.said: Claims = claims(alert)
         self._host = host
-        self._host_facts = host_facts
-        self._skew = skew
+        self._seen = seen
         self._process: HeldProcess | None = None
         self._container: ContainerFacts | None = None
         self._failure: TargetError | None = None
@@ -95,7 +104,7 @@ class Subject:
             facts = self.process().facts
         except TargetError:
             return {}
-        if not in_container(self.said, facts, self._host_facts):
+        if not in_container(self.said, facts, self._seen.host_facts):
             # As Falco says it of a process of the host, so that `container.id!=host` means what it says.
             return dict.fromkeys(POD_FIELDS) | {"container.id": "host", "container.full_id": "host"}
         known: dict[str, str | None] = {}
@@ -140,9 +149,11 @@ class Subject:
 
     def _prove(self, facts: ProcessFacts) -> str:
         """Empty when it is the process meant, else why it must be left alone. Asks for more only when it has to."""
-        event_ns, skew = self.alert.time_ns, self._skew
-        if not event_ns:
+        seen, skew = self._seen, self._seen.skew
+        if not self.alert.time_ns:
             return NO_TIME
+        # Whatever its stamp says, it happened before we heard of it.
+        event_ns = min(self.alert.time_ns, seen.received_ns)
         proof = prove(facts.start_ns, facts.start_slack_ns, event_ns, skew)
         if after_falco_saw_it(self.said, facts.start_ns, skew):
             return ANOTHER.format(facts.pid)

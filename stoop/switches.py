@@ -69,10 +69,10 @@ class Switches:
         """When the switched mode ends; 0 when it does not."""
         return self._switched.until_ns if self._switched is not None else 0
 
-    def switch(self, mode: Mode, until_ns: int = 0) -> None:
-        """Another mode from now on. Holds at once even when the file can't be written (which is said)."""
+    def switch(self, mode: Mode, until_ns: int = 0) -> bool:
+        """Another mode from now on. Holds at once; False when the file can't be written, so not over a restart."""
         self._switched = Switched(mode, until_ns)
-        self._write(MODE_FILE, self._switched)
+        return self._write(MODE_FILE, self._switched)
 
     def disarm(self, rule: str, reason: str) -> None:
         """Keep that a rule disarmed itself."""
@@ -97,7 +97,7 @@ class Switches:
             self._warn("a switch can't be read: taken on the safe side", file=str(path), error=str(error))
             return otherwise
 
-    def _write(self, name: str, value: object) -> None:
+    def _write(self, name: str, value: object) -> bool:
         path, fresh = self._dir / name, self._dir / f"{name}.new"
         try:
             fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -106,6 +106,8 @@ class Switches:
             fresh.replace(path)
         except OSError as error:
             self._warn("a switch can't be kept: it holds until the agent ends", file=str(path), error=str(error))
+            return False
+        return True
 
     def _remove(self, name: str) -> None:
         try:

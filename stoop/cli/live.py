@@ -65,6 +65,8 @@ def mode(
         )
     result = _mapping(control.ask(control_path(config), control.SetMode(Mode(to.value), seconds)))
     out().print(text("mode is now ", (result.get("mode", to.value), "bold"), until(result.get("until_ns"))))
+    if result.get("kept") is False:
+        raise UserError("the mode could not be written down: it ends with the agent", hint="is state_dir writable?")
     return FINE
 
 

@@ -21,7 +21,7 @@ from stoop.cli.screen import err, out, text
 GRACE_S = 20.0
 """How long the agent may take to end in order, in seconds: its act deadline (10 s) and some more."""
 
-AGENT = (sys.executable, "-m", "agent.app")
+AGENT = (sys.executable, "-P", "-m", "agent.app")
 """The agent's program by its entry point: the library never imports it."""
 
 
