@@ -22,6 +22,7 @@ from agent.link import Link
 from agent.node.host import LinuxHost
 from agent.own import Own
 from agent.rehearsal import rehearse
+from agent.resume import resume
 from agent.rulebook import Rulebook
 from stoop import __version__, guard
 from stoop.catalogue import CATALOGUE
@@ -36,7 +37,7 @@ from stoop.metrics import Metrics
 from stoop.recorder import Recorder
 from stoop.respond import Parts, Responder
 from stoop.rulefiles import Reading, RuleFiles
-from stoop.spec import Mode, Record
+from stoop.spec import Mode, Record, Verdict
 from stoop.switches import Switches
 from stoop.wire import AnyMessage, Hello, LogLine, Recorded, Serving, SnapshotAsk, SnapshotReply
 
@@ -106,6 +107,10 @@ class Reflex:
         self.desk = Desk(self.front, self.clocks.now_ns, self.warn)
         self.rulebook = Rulebook(self.link.send, self.responder.use, self.say, self.metrics, self.clocks.now_ns)
         self.rule_files = RuleFiles(config.rules_files, use_inotify=config.watch_rules)
+        for action in (name for name, action in CATALOGUE.actions.items() if action.begin is not None):
+            for verdict in Verdict:
+                # There from the start with 0, or an alert rule on the first failure sees no increase.
+                self.metrics.inc("acts_total", (action, str(verdict)), 0)
         self.bound: dict[str, str] = {}
         self.serving: Serving | None = None
         self.stopping = False
@@ -155,6 +160,8 @@ class Reflex:
             self.warn("the journal was put in order", note=note)
         for record in recovery.unfinished:
             self.say("error", "an act was under way when the agent last ended", **record.public())
+        for line in resume(self.host, recovery.unfinished):
+            self.warn("what the last agent held still goes on", what=line)
         if recovery.window is not None:
             self.say(
                 "error",

@@ -375,7 +375,12 @@ def _left(leftover: Leftover) -> Record:
         actionner=intent.actionner,
         verdict=verdict,
         reason=reason,
-        target={"identity": intent.target, "pid": intent.pid, "birth": intent.birth},
+        target={
+            "identity": intent.target,
+            "pid": intent.pid,
+            "birth": intent.birth,
+            "container_id": intent.container,
+        },
         timing=Timing(intent.event_ns, intent.received_ns, intent.decided_ns, leftover.acted_ns),
         details={"recovered": True, "verified": leftover.verdict is Verdict.DONE},
     )

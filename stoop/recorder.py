@@ -64,7 +64,8 @@ class Recorder:
 
     def intend(self, run: Run, ready: Ready, decided_ns: int) -> int:
         """Write down that an act is about to begin; the slot it takes."""
-        facts = run.subject.facts
+        facts, container = run.subject.facts, ready.context.container
+        container_id = container.container_id if container is not None else facts.container_id if facts else ""
         return self.ledger.reserve(
             Intent(
                 act=act_id(run.id, run.index),
@@ -79,6 +80,7 @@ class Recorder:
                 event_ns=run.matched.alert.time_ns,
                 received_ns=run.matched.received_ns,
                 decided_ns=decided_ns,
+                container=container_id[:12],
             )
         )
 

@@ -53,7 +53,7 @@ _STAMPED = struct.Struct("<QB")  # what a stamp's CRC is over, seeded by the pay
 _HEAD_AT, _ACTED_AT, _ENDED_AT, _PAYLOAD_AT = 1, 8, 24, 40
 MAX_PAYLOAD = SLOT_BYTES - _PAYLOAD_AT
 
-_ID_BYTES, _NAME_BYTES = 32, 80
+_ID_BYTES, _NAME_BYTES = 32, 72
 """What a name keeps when a payload is too long: all of it then fits, and a container's identity (73) stays whole."""
 
 _ACTED_CODE = 1
@@ -90,6 +90,7 @@ class Intent(msgspec.Struct, frozen=True, array_like=True):
     event_ns: int = 0
     received_ns: int = 0
     decided_ns: int = 0
+    container: str = ""  # the first 12 digits of the id: enough to find it again
 
 
 class Leftover(msgspec.Struct, frozen=True):
@@ -138,7 +139,7 @@ def _bounded(intent: Intent) -> Intent:
         if isinstance(value, int):
             values.append(min(max(value, 0), 2**64 - 1))
         else:
-            room = _ID_BYTES if field in ("act", "run", "alert") else _NAME_BYTES
+            room = _ID_BYTES if field in ("act", "run", "alert", "container") else _NAME_BYTES
             values.append(value.encode(errors="replace")[:room].decode(errors="ignore"))
     return Intent(*values)  # type: ignore[arg-type]  # each value kept the type of its field
 

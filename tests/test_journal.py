@@ -261,7 +261,7 @@ def test_an_unfinished_act_becomes_a_record(
     (unfinished,) = recovery.unfinished
     assert (unfinished.verdict, unfinished.reason) == (outcome, reason)
     assert unfinished.timing.acted_ns == (77 if acted else 0)
-    assert unfinished.target == {"identity": "0badcafe:1:1", "pid": 4001, "birth": 0}
+    assert unfinished.target == {"identity": "0badcafe:1:1", "pid": 4001, "birth": 0, "container_id": ""}
     assert unfinished.details == {"recovered": True, "verified": verified}
     assert recovery.recent_acts == (record(1).act,)
     assert recovery.recent_alerts == (record(1).alert,)

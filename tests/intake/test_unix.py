@@ -82,7 +82,8 @@ async def test_a_stale_socket_is_replaced(sock_path: str, desk: Desk, nursery: t
 async def test_a_live_socket_is_refused_and_its_pid_named(sock_path: str, desk: Desk, nursery: trio.Nursery) -> None:
     os.makedirs(os.path.dirname(sock_path))
     script = (
-        "import socket,sys; s=socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); print(flush=True); sys.stdin.read()"
+        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen();"
+        "print(flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", script, sock_path]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as other:

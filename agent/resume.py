@@ -1,0 +1,64 @@
+"""Give back what a killed agent took: whoever it held still amid an act goes on.
+
+A `tree`, `session` or `container` act freezes a container or stops processes for some ms. SIGKILL of the agent in that
+moment leaves them so; the ring knows the target, and the next start looks after it.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable
+
+from stoop.errors import ActFailed, TargetError
+from stoop.spec import NodeHost, Record
+
+HOLDING_STILL = frozenset({"process:kill", "container:kill"})
+"""Actions that hold targets still for a moment."""
+
+STOPPED = "T"
+
+
+def resume(host: NodeHost, unfinished: Iterable[Record]) -> list[str]:
+    """Thaw and continue what these acts may have left standing; a line for a person for each thing done."""
+    told: list[str] = []
+    for record in unfinished:
+        if record.actionner in HOLDING_STILL:
+            container_id = record.target.get("container_id", "")
+            pids = _thaw(host, container_id, told) if container_id else _tree(host, record)
+            told += [f"pid {pid} was left stopped: continued" for pid in pids if _continue(host, pid)]
+    return told
+
+
+def _thaw(host: NodeHost, container_id: str, told: list[str]) -> tuple[int, ...]:
+    """Thaw the container; its processes, some of which may have been stopped one by one."""
+    try:
+        container = host.find_container(container_id)
+        if host.freeze(container, False):
+            told.append(f"container {container_id} was left frozen: thawed")
+        return host.container_members(container)
+    except (TargetError, ActFailed):
+        return ()
+
+
+def _tree(host: NodeHost, record: Record) -> tuple[int, ...]:
+    """The process and its descendants, if it still is the one that was meant."""
+    pid = int(record.target.get("pid", 0))
+    try:
+        held = host.hold(pid)
+    except TargetError:
+        return ()
+    held.close()
+    return (pid, *host.descendants(pid)) if held.facts.identity == record.target.get("identity") else ()
+
+
+def _continue(host: NodeHost, pid: int) -> bool:
+    try:
+        held = host.hold(pid)
+    except TargetError:
+        return False
+    try:
+        return held.state() == STOPPED and held.signal(signal.SIGCONT)
+    except ActFailed:
+        return False
+    finally:
+        held.close()
