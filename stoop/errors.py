@@ -73,10 +73,14 @@ class Problem:
 
 
 class RulesError(UserError):
-    """The rules can't be used; `problems` lists everything that was found, in order."""
+    """The rules can't be used; `problems` lists everything that was found, in order.
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    `warnings`: what is odd besides; a misspelt key is often the reason of what is wrong.
+    """
+
+    def __init__(self, problems: Sequence[Problem], warnings: Sequence[Problem] = ()) -> None:
         self.problems = tuple(problems)
+        self.warnings = tuple(warnings)
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 

@@ -25,7 +25,7 @@ def check(rules: RulesOption = None, config: ConfigOption = None) -> int:
     try:
         loaded = load_rules(files)
     except RulesError as error:
-        for problem in error.problems:
+        for problem in (*error.warnings, *error.problems):
             _tell(problem)
         count = len(error.problems)
         err().print(text((f"{count} problem{'s' if count != 1 else ''}: these rules can't be used", "bold red")))

@@ -38,7 +38,7 @@ def load(
     for name, data in files:
         items.read(name, data)
     if notes.problems:
-        raise RulesError(_told(notes))
+        raise RulesError(_told(notes), notes.warnings)
     rules = merge_rules(items.rules)
     _extend(rules, merge_actions(items.actions, notes), notes)
     checker = Checker(catalogue, notes, exists)
@@ -47,7 +47,7 @@ def load(
         checker.finish(rule, match, index) for index, (rule, match) in enumerate(zip(rules, matches, strict=True))
     )
     if notes.problems:
-        raise RulesError(_told(notes))
+        raise RulesError(_told(notes), notes.warnings)
     return Loaded(forms, tuple(notes.warnings), _digest(forms))
 
 
