@@ -165,7 +165,7 @@ class Reflex:
         if recovery.window is not None:
             self.say(
                 "error",
-                "the agent ended without stopping: alerts may be lost",
+                "the agent ended without stopping: alerts may be lost, and what lay unread in its sockets",
                 **msgspec.structs.asdict(recovery.window),
             )
 

@@ -164,7 +164,7 @@ def _recovery(recovery: Mapping[str, Any]) -> str:
     if window := _part(recovery, "window"):
         most = "an unknown number of" if window.get("at_most") is None else f"at most {window['at_most']}"
         times = [timestamp(window.get(name) or 0) for name in ("from_ns", "to_ns")]
-        said.append(f"{most} alerts lost between {times[0]} and {times[1]}")
+        said.append(f"{most} accepted alerts lost between {times[0]} and {times[1]}, and what lay unread")
     return ", ".join(said)
 
 
