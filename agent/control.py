@@ -6,6 +6,8 @@ counted, and never holds up an act.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -33,6 +35,13 @@ MAX_CONNECTIONS = 16
 
 REQUEST_SECONDS = 30.0
 """How long a connection may be silent between two requests."""
+
+ANSWER_SECONDS = 10.0
+"""How long a client may take to read its answer; one that does not is dropped, for others want to ask."""
+
+NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+NO_ROOM_SECONDS = 0.2
+"""How long accepting pauses when no descriptor is left (accept(2))."""
 
 MAX_UNREAD = 1000
 """Records kept for one follower that does not read."""
@@ -107,7 +116,13 @@ class ControlServer:
                 task_status.started(self._path)
                 listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
                 while True:
-                    stream = await listener.accept()
+                    try:
+                        stream = await listener.accept()
+                    except OSError as error:
+                        if error.errno not in NO_ROOM:
+                            raise
+                        await trio.sleep(NO_ROOM_SECONDS)  # whoever asks waits in the backlog
+                        continue
                     if self._open >= MAX_CONNECTIONS:
                         await stream.aclose()
                         continue
@@ -155,8 +170,9 @@ class ControlServer:
             reply = Reply(True, result=self._answer(request))
         except StoopError as error:
             reply = Reply(False, error=str(error))
-        await stream.send_all(encode_reply(reply))
-        return False
+        with trio.move_on_after(ANSWER_SECONDS) as patience:
+            await stream.send_all(encode_reply(reply))
+        return patience.cancelled_caught
 
     async def _follow(self, stream: trio.SocketStream) -> None:
         follower = self._followers.join()
@@ -164,15 +180,22 @@ class ControlServer:
             await stream.send_all(encode_reply(Reply(True, result={"following": True})))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_until_closed, stream, nursery.cancel_scope)
-                while True:
-                    await stream.send_all(await follower.take())
+                nursery.start_soon(_send_lines, stream, follower, nursery.cancel_scope)
         finally:
             self._followers.leave(follower)
 
 
 async def _until_closed(stream: trio.SocketStream, scope: trio.CancelScope) -> None:
-    while await stream.receive_some(MAX_REQUEST):
-        pass
+    with contextlib.suppress(trio.BrokenResourceError):  # it went with lines unread
+        while await stream.receive_some(MAX_REQUEST):
+            pass
+    scope.cancel()
+
+
+async def _send_lines(stream: trio.SocketStream, follower: Follower, scope: trio.CancelScope) -> None:
+    with contextlib.suppress(trio.BrokenResourceError):
+        while True:
+            await stream.send_all(await follower.take())
     scope.cancel()
 
 

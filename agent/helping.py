@@ -49,6 +49,9 @@ HEARTBEAT_SECONDS = 5.0
 GOODBYE_SECONDS = 0.7
 """For the last log lines once the reflex has gone: the whole end takes less than 1 s."""
 
+BIND_AGAIN_SECONDS = 30.0
+"""Until the metrics port is tried once more, when another program has it. An earlier helper lets go within a second."""
+
 READ_BYTES = 64 * 1024
 
 BUGS = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -146,12 +149,14 @@ class Helper:
 
     async def _serve(self, hello: Hello) -> None:
         address = hello.metrics_address
-        try:
-            listener = await listen(address, hello.metrics_port)
-        except StartRefused as error:
-            log.get().error("metrics and health are not served", problem=str(error))
-            self._reflex.post(Serving(address, 0, str(error)))
-            return
+        listener = None
+        while listener is None:
+            try:
+                listener = await listen(address, hello.metrics_port)
+            except StartRefused as error:
+                log.get().error("metrics and health are not served, trying again", problem=str(error))
+                self._reflex.post(Serving(address, 0, str(error)))
+                await trio.sleep(BIND_AGAIN_SECONDS)
         self._reflex.post(Serving(address, listener.socket.getsockname()[1]))
         pages = Pages(self._reflex, hello.version, dropped=lambda: self._lines.dropped)
         await Server(pages.handle).serve(listener)

@@ -88,13 +88,18 @@ class Link:
         ours.setblocking(False)
         with ours:
             with theirs:
-                process = await trio.to_thread.run_sync(_spawn, theirs.fileno())
+                try:
+                    process = await trio.to_thread.run_sync(_spawn, theirs.fileno())
+                except OSError:  # no process or memory to be had now (fork(2)): tried again after the pause
+                    return
             self.pid = process.pid
             self._started(process.pid)
             waiting, self._backlog = self._backlog, deque()
+            bytes_waiting, self._waiting = self._waiting, 0
             self._socket = ours
             greet()
             self._backlog.extend(waiting)
+            self._waiting += bytes_waiting
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._write, ours)

@@ -87,7 +87,9 @@ class Own:
     def _chain(self, facts: ProcessFacts | None) -> frozenset[int]:
         """A process and its parents, without init: that is protected by its number."""
         pids: set[int] = set()
-        while facts is not None and facts.pid > 1 and len(pids) < MAX_ANCESTORS:
+        for _ in range(MAX_ANCESTORS):
+            if facts is None or facts.pid <= 1:
+                break
             pids.add(facts.pid)
             facts = self._look(facts.ppid) if facts.ppid > 1 else None
         return frozenset(pids)

@@ -6,6 +6,8 @@ the mode is observe and no act is ever begun.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import msgspec
 
 from stoop import guard
@@ -76,6 +78,8 @@ def rehearse(host: NodeHost, facts: HostFacts, policy: guard.Policy, clocks: Clo
     )
     responder.use(RuleSet.of((RULE,)))
     for turn in range(TURNS):
+        now_ns = clocks.now_ns()
+        at = f"{datetime.fromtimestamp(now_ns // 10**9, UTC):%Y-%m-%dT%H:%M:%S}.{now_ns % 10**9:09d}Z"
         fields = f'"proc.pid":{pid},"proc.ppid":1,"container.id":"host","evt.num":{turn}'
-        line = f'{{"rule":"rehearsal","time":"2030-01-02T03:04:05.{turn:09d}Z","output_fields":{{{fields}}}}}'
+        line = f'{{"rule":"rehearsal","time":"{at}","output_fields":{{{fields}}}}}'
         responder.accept([decode(line.encode())], clocks.now_ns(), "unix", None)

@@ -52,6 +52,7 @@ class Rulebook:
         self._asked: RulesSource | None = None
         self._builder: Builder | None = None
         self._digest = ""
+        self._announced = 0
         self._first = trio.Event()
         self._problems: tuple[str, ...] = ()
         self.in_force = InForce()
@@ -60,7 +61,8 @@ class Rulebook:
         """Have these files checked; they are used as soon as that is done."""
         self._generation += 1
         self._asked = RulesSource(self._generation, files)
-        self._send(self._asked)
+        if not self._send(self._asked):
+            self._say("error", "the helper takes no rules just now: they are asked again when it is started anew")
 
     def ask_again(self) -> None:
         """A new helper: what the last one did not answer is asked again."""
@@ -86,15 +88,29 @@ class Rulebook:
         if isinstance(message, RulesBegin):
             self._builder = Builder()
             self._digest = message.digest
+            self._announced = message.count
         elif isinstance(message, RulesRejected):
             self._asked = None
             self._reject(message.problems)
         elif self._builder is not None:
             if isinstance(message, RuleReady):
-                self._builder.add(_decoder.decode(message.rule))
-            else:
+                self._add(self._builder, message.rule)
+            elif len(self._builder.rules) == self._announced:
                 self._swap(self._builder, message.warnings)
+            else:
+                self._garbled(f"{len(self._builder.rules)} of {self._announced} rules came")
         return True
+
+    def _add(self, builder: Builder, rule: msgspec.Raw) -> None:
+        try:
+            builder.add(_decoder.decode(rule))
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            self._garbled(str(error))
+
+    def _garbled(self, why: str) -> None:
+        """The helper said something that is no rule. It is not trusted with more than that: the old rules stay."""
+        self._asked = None
+        self._reject((f"the helper's answer can't be used ({why}): this is a fault of Stoop, please report it",))
 
     def _swap(self, builder: Builder, warnings: tuple[str, ...]) -> None:
         rules = builder.finish(self._digest)

@@ -330,7 +330,8 @@ class Responder:
         if outcome.verdict is Verdict.FAILED:
             self._parts.memory.forget(doing.key)
         when = replace(doing.when, verified_ns=verified_ns)
-        self._parts.recorder.emit(run, doing.index, outcome, slot=doing.slot, when=when, amends=amends)
+        slot = -1 if amends else doing.slot  # it was given back with the first record
+        self._parts.recorder.emit(run, doing.index, outcome, slot=slot, when=when, amends=amends)
 
     def _next(self, run: Run, outcome: Outcome) -> bool:
         """Whether the run goes on, and to which action."""
@@ -374,7 +375,10 @@ class Responder:
             parts.recorder.metrics.inc("queue_dropped_total")
         for rule, hit in matched.hits:
             run = Run(matched, rule, hit.unproven, subject, run_id(matched.alert_id, rule.form.rule))
-            parts.recorder.emit(run, 0, Outcome(Verdict.EXPIRED, reason))
+            act, mono_ns = act_id(run.id, 0), parts.clocks.mono_ns()
+            if not self._repeated(run, act, None, mono_ns):
+                parts.memory.remember(act, None, mono_ns)
+                parts.recorder.emit(run, 0, Outcome(Verdict.EXPIRED, reason))
         self._close(matched)
 
     def _abandon(self) -> None:

@@ -555,6 +555,17 @@ class TestQueue:
         assert settled == [1]
         assert balanced(bench)
 
+    async def test_one_alert_sent_often_has_one_record_an_act_also_when_it_is_full(self, nursery: trio.Nursery) -> None:
+        bench = bench_of(rule(step("done")))
+        bench.host.add(40)
+        await nursery.start(bench.responder.serve)
+        bench.accept(*[alert_of(proc_pid=40)] * (QUEUE_CAPACITY + 3))
+        with trio.fail_after(30):
+            await bench.responder.idle()
+        acts = [record.act for record in bench.ledger.records if not record.amends]
+        assert len(acts) == len(set(acts))
+        assert balanced(bench)
+
 
 class TestRepeats:
     def test_the_first_is_recorded_and_later_ones_are_counted_once_a_second(self) -> None:
