@@ -304,6 +304,7 @@ class Reflex:
         armed = [name for name in rules if limits.arm(name)]
         if not armed and rule != EVERY_RULE:
             raise ControlError(f"rule {rule!r} is not disarmed", hint="`stoop status` lists those that are")
+        self.memory.forget_targets()  # what it would have done meanwhile is no repeat
         for name in armed:
             self.switches.arm(name)
             self.say("warning", "a rule was armed again", rule=name)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,8 @@ def running(rules: str = RULE, **settings: Any) -> Iterator[Agent]:
                 process.kill()
                 process.wait()
             log.close()
+            if process.stdout is not None:
+                process.stdout.close()
 
 
 def _wait_ready(process: subprocess.Popen[bytes], log: Path) -> None:
@@ -117,8 +119,10 @@ def _wait_ready(process: subprocess.Popen[bytes], log: Path) -> None:
         seen += data
 
 
-def alert_line(pid: int, ppid: int, *, rule: str = "Terminal shell in container", **extra: Any) -> bytes:
-    """One alert in Falco's form (falco.md section 4) about this process, stamped now."""
+def alert_line(
+    pid: int, ppid: int, extra: Mapping[str, Any] | None = None, *, rule: str = "Terminal shell in container"
+) -> bytes:
+    """One alert in Falco's form (falco.md section 4) about this process, stamped now. `extra`: further fields."""
     now = time.time_ns()
     seconds, nanos = divmod(now, 10**9)
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{nanos:09d}Z"
@@ -141,7 +145,7 @@ def alert_line(pid: int, ppid: int, *, rule: str = "Terminal shell in container"
             "user.loginuid": -1,
             "user.name": "root",
             "user.uid": 0,
-            **extra,
+            **(extra or {}),
         },
         "priority": "Notice",
         "rule": rule,
