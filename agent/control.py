@@ -28,7 +28,7 @@ from stoop.control import (
 )
 from stoop.errors import StoopError
 from stoop.intake.unixsocket import credentials, listen_unix, unlink_own
-from stoop.spec import Record
+from stoop.record import Record
 
 MAX_CONNECTIONS = 16
 """People and scripts that ask at the same time; the next one is closed at once."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from stoop.spec import Mode, Record, Verdict
+from stoop.record import Record
+from stoop.spec import Mode, Verdict
 
 EVENT = "act"
 """The constant message of every record's line."""

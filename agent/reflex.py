@@ -34,10 +34,11 @@ from stoop.journal import Journal, Recovery
 from stoop.judge import Judge
 from stoop.log import line_json
 from stoop.metrics import Metrics
+from stoop.record import Record
 from stoop.recorder import Recorder
 from stoop.respond import Parts, Responder
 from stoop.rulefiles import Reading, RuleFiles
-from stoop.spec import Mode, Record, Verdict
+from stoop.spec import Mode, Verdict
 from stoop.switches import Switches
 from stoop.wire import AnyMessage, Hello, LogLine, Recorded, Serving, SnapshotAsk, SnapshotReply
 

@@ -16,12 +16,13 @@ from stoop.catalogue import CATALOGUE
 from stoop.engine import Memory
 from stoop.judge import Judge
 from stoop.metrics import Metrics
+from stoop.record import Record
 from stoop.recorder import Recorder
 from stoop.respond import Parts, Responder
 from stoop.ring import Intent
 from stoop.rules import ActionForm, MatchForm, RuleForm, RuleSet
 from stoop.runs import Clocks
-from stoop.spec import HostFacts, Mode, NodeHost, Record
+from stoop.spec import HostFacts, Mode, NodeHost
 
 TURNS = 20
 """Some 10 ms in all. The interpreter specialises its code after a few turns (PEP 659)."""

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 from stoop.errors import UserError
-from stoop.spec import Record, Verdict
+from stoop.record import Record
+from stoop.spec import Verdict
 from stoop.store import STORE_FILE
 
 PAGE_ROWS = 256

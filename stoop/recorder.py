@@ -7,9 +7,10 @@ from typing import Protocol
 
 from stoop.engine import Repeat, act_id
 from stoop.metrics import Metrics
+from stoop.record import Record, Timing
 from stoop.ring import Intent
 from stoop.runs import Ready, Run, When
-from stoop.spec import Mode, Outcome, Record, Timing, Verdict
+from stoop.spec import Mode, Outcome, Verdict
 
 
 class Ledger(Protocol):

@@ -71,8 +71,6 @@ class Responder:
         self._rest: trio.Event | None = None
         self._nursery: trio.Nursery | None = None
 
-    # ------------------------------------------------------------ lifetime
-
     async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the lanes, and what could not be dealt with inline. Ends by cancellation; every act is recorded then."""
         async with trio.open_nursery() as nursery:
@@ -106,8 +104,6 @@ class Responder:
     def load(self) -> dict[str, int]:
         """How much waits and is under way."""
         return {"queued": len(self._queue), "lanes": len(self._lanes), "waiting": self._lanes.waiting()}
-
-    # ------------------------------------------------------------ match
 
     def accept(self, alerts: list[Alert], received_ns: int, kind: str, settled: Callable[[], None] | None) -> None:
         """Match these alerts and act on them. `settled` is called once all that came of them is recorded."""
@@ -202,8 +198,6 @@ class Responder:
                 break
         subject.release()
         self._close(matched)
-
-    # ------------------------------------------------------------ run
 
     def _start(self, run: Run) -> None:
         """Run it as far as it goes without waiting; the rest is its lane's."""
@@ -352,8 +346,6 @@ class Responder:
         if matched.batch is not None:
             matched.batch.leave()
 
-    # ------------------------------------------------------------ what does not come to an act
-
     def _repeated(self, run: Run, act: str, key: tuple[str, str, int] | None, mono_ns: int) -> bool:
         """Whether this was done lately. The first repeat is recorded, further ones are a count told once a second."""
         repeat = self._parts.memory.repeat(act, key, mono_ns)
@@ -389,8 +381,6 @@ class Responder:
     def _look_idle(self) -> None:
         if self._rest is not None and not len(self._queue) and not len(self._lanes):
             self._rest.set()
-
-    # ------------------------------------------------------------ amend
 
     def _amend_later(self, run: Run, doing: Doing) -> bool:
         if self._amending >= MAX_AMENDING or self._nursery is None:

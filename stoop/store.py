@@ -17,7 +17,7 @@ from typing import NamedTuple
 import msgspec
 
 from stoop.errors import JournalError
-from stoop.spec import Record
+from stoop.record import Record
 from stoop.statedir import set_aside
 
 STORE_FILE = "journal.db"

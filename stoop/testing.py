@@ -19,11 +19,12 @@ from stoop.engine import Memory
 from stoop.errors import TargetError, TargetGone, TargetRefused
 from stoop.judge import Judge
 from stoop.metrics import Metrics
+from stoop.record import Record
 from stoop.recorder import Recorder
 from stoop.respond import Parts, Responder
 from stoop.ring import Intent
 from stoop.rules import RuleForm, RuleSet
-from stoop.spec import Action, Catalogue, ContainerFacts, HostFacts, Mode, ProcessFacts, Record
+from stoop.spec import Action, Catalogue, ContainerFacts, HostFacts, Mode, ProcessFacts
 
 SECOND_NS = 1_000_000_000
 

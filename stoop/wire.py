@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from stoop.spec import Record
+from stoop.record import Record
 
 MAX_FRAME = 64 * 1024 * 1024
 """The largest frame taken, in bytes: all rules files of a node in one (their loader's own limit is far below)."""

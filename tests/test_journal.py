@@ -25,8 +25,9 @@ from stoop.journal import (
     Intent,
     Journal,
 )
+from stoop.record import Record, Timing
 from stoop.ring import RING_FILE, SLOTS, open_ring
-from stoop.spec import Record, Timing, Verdict
+from stoop.spec import Verdict
 from stoop.store import STORE_FILE
 
 PATIENCE_S = 10.0

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from stoop.errors import JournalError
-from stoop.spec import Record, Timing, Verdict
+from stoop.record import Record, Timing
+from stoop.spec import Verdict
 from stoop.store import (
     CHUNK_ROWS,
     MAX_BODY,

@@ -20,9 +20,9 @@ from stoop.cli.rules import load_with_warnings, plain_values
 from stoop.cli.screen import OUTCOME_STYLES, json_line, out, plain, text, warn
 from stoop.errors import UserError
 from stoop.log import timestamp
+from stoop.record import Record
 from stoop.rules import Loaded, RuleForm
 from stoop.rules.explain import Answer, Check, Criterion, Explanation, explain_all
-from stoop.spec import Record
 
 MARKS = {Answer.YES: ("✓", "green"), Answer.NO: ("✗", "red"), Answer.NEEDS: ("?", "yellow")}
 

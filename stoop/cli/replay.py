@@ -20,6 +20,7 @@ from stoop.errors import TargetGone, TargetRefused
 from stoop.guard import Claims, Guard, Limits, Policy, Skew, claims
 from stoop.judge import Judge
 from stoop.metrics import Metrics
+from stoop.record import Record
 from stoop.recorder import Recorder
 from stoop.respond import Parts, Responder
 from stoop.ring import Intent
@@ -34,7 +35,6 @@ from stoop.spec import (
     Mode,
     Outcome,
     ProcessFacts,
-    Record,
     Verdict,
 )
 

@@ -22,7 +22,7 @@ from stoop.cli.screen import err, json_line, out, text
 from stoop.config import Config, policy_of
 from stoop.errors import AlertError, UserError
 from stoop.log import timestamp
-from stoop.spec import Record
+from stoop.record import Record
 
 MAX_TOLD = 10
 """Lines that are no alerts, told one by one; the rest is only counted."""

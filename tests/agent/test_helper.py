@@ -20,8 +20,9 @@ import msgspec
 import pytest
 
 from stoop.metrics import Metrics
+from stoop.record import Record, Timing
 from stoop.rules.model import RuleForm
-from stoop.spec import Record, Timing, Verdict
+from stoop.spec import Verdict
 from stoop.wire import (
     AnyMessage,
     FrameReader,

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from stoop.journal import Journal
-from stoop.spec import Record, Timing, Verdict
+from stoop.record import Record, Timing
+from stoop.spec import Verdict
 
 NOW_NS = time.time_ns()
 HOUR_NS = 3600 * 10**9

@@ -16,7 +16,8 @@ from pathlib import Path
 import msgspec
 
 from stoop.journal import Intent, Journal
-from stoop.spec import Record, Timing, Verdict
+from stoop.record import Record, Timing
+from stoop.spec import Verdict
 
 
 def warn(event: str, **fields: object) -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from agent.node.host import LinuxHost
 from agent.resume import resume
-from stoop.spec import Record, Timing, Verdict
+from stoop.record import Record, Timing
+from stoop.spec import Verdict
 
 pytestmark = pytest.mark.real
 
