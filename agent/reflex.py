@@ -38,9 +38,13 @@ from stoop.record import Record
 from stoop.recorder import Recorder
 from stoop.respond import Parts, Responder
 from stoop.rulefiles import Reading, RuleFiles
+from stoop.rules import RuleSet
 from stoop.spec import Mode, Verdict
 from stoop.switches import Switches
 from stoop.wire import AnyMessage, Hello, LogLine, Recorded, Serving, SnapshotAsk, SnapshotReply
+
+COLLECT = (10_000, 20, 100)
+"""Thresholds of the collector (gc.set_threshold): little is left for it, and each look costs the way to an act."""
 
 
 class Marks:
@@ -106,7 +110,7 @@ class Reflex:
         self.front = Front(self.responder, self.metrics, self.own, self.say, self.clocks.mono_ns)
         self.front.show_all = config.print_all_events
         self.desk = Desk(self.front, self.clocks.now_ns, self.warn)
-        self.rulebook = Rulebook(self.link.send, self.responder.use, self.say, self.metrics, self.clocks.now_ns)
+        self.rulebook = Rulebook(self.link.send, self._use, self.say, self.metrics, self.clocks.now_ns)
         self.rule_files = RuleFiles(config.rules_files, use_inotify=config.watch_rules)
         for action in (name for name, action in CATALOGUE.actions.items() if action.begin is not None):
             for verdict in Verdict:
@@ -175,6 +179,13 @@ class Reflex:
         rehearse(self.host, self.own.facts, self.keeps.policy, self.clocks, self.link.pid or os.getpid())
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*COLLECT)
+
+    def _use(self, rules: RuleSet) -> RuleSet:
+        """Swap the rules; the collector never looks at the new ones, as at all that was there at the start."""
+        old = self.responder.use(rules)
+        gc.freeze()
+        return old
 
     def greet(self) -> None:
         """The first frames to a new helper."""
@@ -278,6 +289,7 @@ class Reflex:
         if self.keeps.skew.clock(offset_ns):
             self.warn("the node's clock was stepped: Falco's offset is estimated anew")
         self.responder.tell_repeats()
+        self.rulebook.dispose()
         self.mode()
 
     def rules_changed(self, reading: Reading) -> None:

@@ -89,6 +89,9 @@ def ndjson() -> Iterator[Row]:
                 rates.append(NDJSON_ALERTS / (time.perf_counter() - begun))
                 costs.append((cpu_seconds(agent.process.pid) - before) / NDJSON_ALERTS)
                 floors.append(_decoding(lines))
+            dealt_with = agent.status()["counts"]["outcomes"].get("would", 0)
+            if dealt_with != ROUNDS * len(victims):
+                raise RuntimeError(f"{dealt_with} of {ROUNDS * len(victims)} matching alerts were dealt with")
     finally:
         for victim in victims:
             victim.end()

@@ -91,15 +91,11 @@ class Responder:
             self._rest = trio.Event()
             await self._rest.wait()
 
-    def use(self, rules: RuleSet) -> None:
-        """Swap the rules: what is under way keeps the rules it began with."""
-        self._rules = rules
+    def use(self, rules: RuleSet) -> RuleSet:
+        """Swap the rules, and give back the old ones: what is under way keeps the rules it began with."""
         self._parts.judge.forget_rules()
-
-    @property
-    def rules(self) -> RuleSet:
-        """The rules in force."""
-        return self._rules
+        old, self._rules = self._rules, rules
+        return old
 
     def load(self) -> dict[str, int]:
         """How much waits and is under way."""

@@ -22,10 +22,17 @@ class Desk:
     def __init__(self) -> None:
         self.sent: list[AnyMessage] = []
         self.used: list[RuleSet] = []
+        self.names: list[list[str]] = []  # as they were when they were put into force
         self.said: list[tuple[str, str, dict[str, object]]] = []
         self.metrics = Metrics()
         self.takes = True
-        self.book = Rulebook(self.send, self.used.append, self.say, self.metrics, lambda: 77)
+        self.book = Rulebook(self.send, self.use, self.say, self.metrics, lambda: 77)
+
+    def use(self, rules: RuleSet) -> RuleSet:
+        old = self.used[-1] if self.used else RuleSet.empty()
+        self.used.append(rules)
+        self.names.append([rule.form.rule for rule in rules.rules])
+        return old
 
     def send(self, message: AnyMessage) -> bool:
         self.sent.append(message)
@@ -42,10 +49,6 @@ class Desk:
 
     def take(self, message: AnyMessage) -> None:
         assert self.book.take(message)
-
-    @property
-    def names(self) -> list[list[str]]:
-        return [[rule.form.rule for rule in rules.rules] for rules in self.used]
 
     def gauge(self, name: str) -> object:
         return dict(self.metrics.samples()[name])[()]
@@ -226,3 +229,15 @@ class TestFirst:
         desk.book.reject("rules.yaml is gone")
         with trio.fail_after(5), pytest.raises(RulesError, match="gone"):
             await desk.book.first()
+
+
+def test_old_rules_are_let_go_of_piece_by_piece() -> None:
+    desk = Desk()
+    desk.book.offer(FILES)
+    desk.answer(1, *(f"old{number}" for number in range(10)))
+    desk.book.offer(FILES)
+    desk.answer(2, "new", digest="d2")
+    assert desk.used[0].rules == [], "they are the rulebook's to let go of"
+    assert [rule.form.rule for rule in desk.used[1].rules] == ["new"]
+    desk.book.dispose()
+    assert desk.book.in_force.count == 1
