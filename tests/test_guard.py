@@ -101,7 +101,8 @@ class TestProve:
             (NOW - 3_000_000, TICK, guard.Proof.TOO_CLOSE),
             (NOW - 3_000_000, FINE, guard.Proof.MEANT),
             (NOW - 1_000, FINE, guard.Proof.MEANT),
-            (NOW + 50_000, FINE, guard.Proof.TOO_CLOSE),
+            (NOW + 20_000, FINE, guard.Proof.TOO_CLOSE),
+            (NOW + 150_000, FINE, guard.Proof.ANOTHER),
             (NOW + 3_000_000, FINE, guard.Proof.ANOTHER),
         ],
     )
@@ -157,6 +158,9 @@ class TestOneMoreMatch:
 class TestSkew:
     def test_a_short_lag_is_falcos_latency_and_not_its_clock(self) -> None:
         assert skewed(*[12_000_000] * 20).drift_ns == 0
+
+    def test_a_pid_given_anew_within_falcos_latency_does_not_pass(self) -> None:
+        assert skewed(*[12_000_000] * 20).bounds(NOW) == (NOW, NOW + guard.CLOCK_NOISE_NS)
 
     def test_a_longer_lag_is_believed_after_enough_alerts(self) -> None:
         assert skewed(*[3 * SECOND] * 3).drift_ns == 0
