@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,19 @@ from agent.node.host import LinuxHost
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 PATIENCE_S = 10.0
 """How long a test waits for what it started; then it fails."""
+
+SYS_EXIT = {"x86_64": 60, "aarch64": 93}
+"""The number of exit(2), which ends one thread only."""
+
+ZOMBIE_LEADER = """
+import ctypes, sys, threading
+def stay():
+    print("ready", flush=True)
+    threading.Event().wait()
+threading.Thread(target=stay).start()
+ctypes.CDLL(None).syscall(int(sys.argv[1]), 0)
+"""
+"""Its first thread ends, another lives on. Its argument: the number of exit(2)."""
 
 _numbers = itertools.count()
 
@@ -294,3 +308,39 @@ def make_exec(spawn: Spawn) -> MakeExec:
         return outer, entry
 
     return make
+
+
+# Starts `sleep` under the pid that a line of its input names (clone3(2), set_tid).
+RESPAWN = """
+import ctypes, os, signal, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+print("ready", flush=True)
+child = 0
+for line in sys.stdin:
+    wanted = int(line)
+    tids = ctypes.c_int(wanted)
+    args = struct.pack("11Q", 0, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, ctypes.addressof(tids), 1, 0)
+    child = libc.syscall(435, args, len(args))
+    if child == 0:
+        os.execlp("sleep", "sleep", "1000")
+    print(child if child > 0 else -ctypes.get_errno(), flush=True)
+if child > 0:
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.fixture
+def respawn(spawn: Spawn) -> Iterator[Callable[[int], None]]:
+    """Start `sleep` under a pid that has just become free."""
+    program = spawn(sys.executable, "-c", RESPAWN)
+    assert line(program) == "ready"
+
+    def start(pid: int) -> None:
+        say(program, str(pid))
+        assert int(line(program)) == pid  # else: the error's number, negative
+
+    yield start
+    assert program.stdin is not None
+    program.stdin.close()
+    program.wait(PATIENCE_S)

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from stoop.errors import TargetGone
 from stoop.spec import ActContext, Begun, HeldProcess, Outcome, ProcessFacts, Verdict
 from tests.real.conftest import (
     PATIENCE_S,
+    SYS_EXIT,
+    ZOMBIE_LEADER,
     Spawn,
     await_that,
     comm,
@@ -31,17 +33,6 @@ from tests.real.conftest import (
 
 pytestmark = pytest.mark.real
 root = pytest.mark.root
-
-SYS_EXIT = {"x86_64": 60, "aarch64": 93}
-
-ZOMBIE_LEADER = """
-import ctypes, sys, threading
-def stay():
-    print("ready", flush=True)
-    threading.Event().wait()
-threading.Thread(target=stay).start()
-ctypes.CDLL(None).syscall(int(sys.argv[1]), 0)
-"""
 
 
 def nobody(facts: ProcessFacts) -> str:
@@ -185,41 +176,6 @@ print(held.facts.uid, getattr(kill.begin(ctx), "reason", "begun"))
 
 
 # ---------------------------------------------------------------- pids given anew
-
-# Starts `sleep` under the pid that a line of its input names (clone3(2), set_tid).
-RESPAWN = """
-import ctypes, os, signal, struct, sys
-libc = ctypes.CDLL(None, use_errno=True)
-print("ready", flush=True)
-child = 0
-for line in sys.stdin:
-    wanted = int(line)
-    tids = ctypes.c_int(wanted)
-    args = struct.pack("11Q", 0, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, ctypes.addressof(tids), 1, 0)
-    child = libc.syscall(435, args, len(args))
-    if child == 0:
-        os.execlp("sleep", "sleep", "1000")
-    print(child if child > 0 else -ctypes.get_errno(), flush=True)
-if child > 0:
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-"""
-
-
-@pytest.fixture
-def respawn(spawn: Spawn) -> Iterator[Callable[[int], None]]:
-    """Start `sleep` under a pid that has just become free."""
-    program = spawn(sys.executable, "-c", RESPAWN)
-    assert line(program) == "ready"
-
-    def start(pid: int) -> None:
-        say(program, str(pid))
-        assert int(line(program)) == pid  # else: the error's number, negative
-
-    yield start
-    assert program.stdin is not None
-    program.stdin.close()
-    program.wait(PATIENCE_S)
 
 
 @root
