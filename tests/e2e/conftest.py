@@ -26,13 +26,14 @@ from tests.real.conftest import (
     Process,
     await_that,
     make_box,
+    make_exec,
     make_namespaced,
     pytest_runtest_setup,
     respawn,
     spawn,
 )
 
-__all__ = ["make_box", "make_namespaced", "pytest_runtest_setup", "respawn", "spawn"]
+__all__ = ["make_box", "make_exec", "make_namespaced", "pytest_runtest_setup", "respawn", "spawn"]
 
 START_S = 20.0
 """How long an agent may take to be ready on a busy machine; its own goal is 0.5 s."""
@@ -137,7 +138,7 @@ class Agent:
         deadline = time.monotonic() + START_S
         while b"ready\n" not in told:
             left = deadline - time.monotonic()
-            assert left > 0 and select.select([self._program.stdout], [], [], left)[0], f"not ready: {self.said()}"
+            assert select.select([self._program.stdout], [], [], max(0.0, left))[0], f"not ready: {self.said()}"
             data = os.read(self._program.stdout.fileno(), 4096)
             assert data, f"ended at its start: {self.said()}"
             told += data

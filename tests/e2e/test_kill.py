@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from stoop.control import Follow
-from tests.e2e.conftest import MakeAgent, alert, lives, was_killed
-from tests.real.conftest import PATIENCE_S, Spawn, await_that
+from tests.e2e.conftest import KILL_IT, MakeAgent, alert, lives, was_killed
+from tests.real.conftest import PATIENCE_S, Spawn, alive, await_that, comm, line
 
 pytestmark = pytest.mark.real
 
@@ -39,6 +39,18 @@ def test_the_victim_dies_the_bystander_lives_and_all_of_it_is_told(make_agent: M
     samples = agent.samples()
     assert samples['stoop_acts_total{action="process:kill",outcome="done"}'] == 1
     assert agent.status()["counts"]["outcomes"]["done"] == 1
+
+
+def test_a_tree_dies_with_the_one_named(make_agent: MakeAgent, spawn: Spawn) -> None:
+    agent = make_agent(KILL_IT.replace('kill"}', 'kill", parameters: {scope: tree}}'))
+    top = spawn("sh", "-c", "sleep 1000 & sh -c 'sleep 1001; :' & echo $!; wait")
+    bystander = spawn("sleep", "1002")
+    inner = int(line(top))
+    await_that(lambda: comm(inner) == "sh", "the inner shell")
+    agent.send(alert(top.pid))
+    assert was_killed(top)
+    (row,) = agent.records(1)
+    assert (row["outcome"], alive(inner), lives(bystander)) == ("done", False, True), row
 
 
 def test_told_to_stop_it_ends_in_order_and_leaves_no_socket(make_agent: MakeAgent, spawn: Spawn) -> None:
@@ -76,7 +88,7 @@ def test_a_second_agent_is_refused_and_told_who_is_there(make_agent: MakeAgent) 
     # With a state directory of its own it is the socket that is in use.
     other = make_agent(start=False, intake={"unix": {"path": agent.socket_path}})
     ended = other.once()
-    assert (ended.returncode, f"pid {agent.program.pid}" in ended.stderr) == (2, True), ended.stderr
+    assert (ended.returncode, str(agent.program.pid) in ended.stderr) == (2, True), ended.stderr
     assert "Traceback" not in ended.stderr
     with socket.socket(socket.AF_UNIX) as sender:
         sender.connect(agent.socket_path)  # the first one was not disturbed

@@ -1,0 +1,248 @@
+"""Whom it must not touch, whatever an alert says; and who must not get away by what he can choose himself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import KILL_IT, Agent, MakeAgent, Row, alert, lives, was_killed
+from tests.real.conftest import (
+    MakeBox,
+    MakeNamespaced,
+    Spawn,
+    alive,
+    await_that,
+    comm,
+    line,
+)
+
+pytestmark = pytest.mark.real
+root = pytest.mark.root
+
+NO_HOST = KILL_IT.replace("  allow_host: true\n", "")
+EXEMPT = KILL_IT.replace("container]}", 'container], output_fields: ["k8s.ns.name!=kube-system"]}')
+WHOLE = NO_HOST.replace("process:kill", "container:kill")
+
+CALLS_ITSELF_KUBELET = """
+import ctypes, signal
+ctypes.CDLL(None).prctl(15, b"kubelet", 0, 0, 0)
+signal.pause()
+"""
+"""PR_SET_NAME is 15 (prctl(2)): what proc(5) calls comm."""
+
+
+def still_serves(agent: Agent, spawn: Spawn) -> None:
+    """Whatever came before, the next one named dies."""
+    victim = spawn("sleep", "1000")
+    agent.send(alert(victim.pid))
+    assert was_killed(victim)
+
+
+def copy_of_sleep(directory: Path, name: str) -> str:
+    """Another executable, for sleep."""
+    directory.mkdir(exist_ok=True)
+    return str(shutil.copy(shutil.which("sleep") or "", directory / name))
+
+
+def one_row(agent: Agent, said: bytes) -> Row:
+    """Send one alert to a new agent; the record that came of it."""
+    agent.send(said)
+    (row,) = agent.records(1)
+    return row
+
+
+def test_what_is_no_target_is_refused_with_a_reason(make_agent: MakeAgent, spawn: Spawn) -> None:
+    agent = make_agent()
+    helper = agent.status()["helper"]["pid"]
+    ours = [agent.program.pid, helper, os.getpid(), os.getppid()]
+    wrong = [-1, 0, 1, -(2**63), 2**22, 2**31, 2**32 + agent.program.pid, 2**63, 2**64 + 2, 1.5, True, False]
+    shapes = ["4321", str(agent.program.pid), [4321], {"pid": 4321}, None, ""]
+    bystander = spawn("sleep", "1000")
+    sent: list[object] = [*wrong, *shapes, *ours]
+    agent.send(*(alert(pid, {"evt.num": number}) for number, pid in enumerate(sent)))
+    rows = agent.records(len(sent))
+    assert {row["outcome"] for row in rows} == {"refused"}, rows
+    assert all(row["reason"] for row in rows)
+    assert lives(bystander)
+    assert agent.status()["helper"] == {"pid": helper, "restarts": 0}
+    still_serves(agent, spawn)
+
+
+def test_an_alert_without_a_pid_is_refused_with_the_remedy(make_agent: MakeAgent) -> None:
+    said = alert(4321).replace(b'"proc.pid":4321,', b"")
+    assert b"proc.pid" not in said
+    row = one_row(make_agent(), said)
+    assert row["outcome"] == "refused"
+    assert "falco-config" in row["reason"]
+
+
+@pytest.mark.skipif(not Path("/proc/2/comm").exists(), reason="no kernel thread is seen from here (a container)")
+def test_a_kernel_thread_is_refused(make_agent: MakeAgent) -> None:
+    row = one_row(make_agent(), alert(2))
+    assert (row["outcome"], row["reason"]) == ("refused", "it is a kernel thread")
+
+
+def test_a_threads_number_is_no_processs(make_agent: MakeAgent, spawn: Spawn) -> None:
+    script = "import threading; t = threading.Thread(target=threading.Event().wait); t.start(); print(t.native_id)"
+    program = spawn(sys.executable, "-uc", script)
+    row = one_row(make_agent(), alert(int(line(program))))
+    assert (row["outcome"], "thread" in row["reason"]) == ("refused", True), row
+    assert lives(program)
+
+
+def test_who_brings_the_alerts_is_taken_for_falco(make_agent: MakeAgent, spawn: Spawn) -> None:
+    script = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
+        "print('ready', flush=True); sys.stdin.readline()"
+    )
+    agent = make_agent()
+    sender = spawn(sys.executable, "-c", script, agent.socket_path)
+    assert line(sender) == "ready"
+    await_that(lambda: agent.status()["feed"]["peers"], "its connection is seen")
+    row = one_row(agent, alert(sender.pid))
+    assert (row["outcome"], "Falco" in row["reason"]) == ("refused", True), row
+    assert lives(sender)
+
+
+def test_an_alert_without_a_time_is_refused(make_agent: MakeAgent, spawn: Spawn) -> None:
+    bystander = spawn("sleep", "1000")
+    row = one_row(make_agent(), alert(bystander.pid, {"evt.time": None}, time=None))
+    assert (row["outcome"], row["timing_us"]["received"]) == ("refused", None)
+    assert lives(bystander)
+
+
+def test_a_host_process_needs_the_rules_leave(make_agent: MakeAgent, spawn: Spawn) -> None:
+    victim = spawn("sleep", "1000")
+    row = one_row(make_agent(NO_HOST), alert(victim.pid, {"container.id": "3f1c0ffee123"}))
+    assert (row["outcome"], "allow_host" in row["reason"]) == ("refused", True)
+    assert lives(victim)
+
+
+def test_a_field_that_is_missing_protects_no_host_process(make_agent: MakeAgent, spawn: Spawn) -> None:
+    agent = make_agent(EXEMPT)
+    victim = spawn("sleep", "1000")
+    agent.send(alert(victim.pid, {"k8s.ns.name": None}))
+    assert was_killed(victim)
+
+
+def test_a_protected_namespace_is_left_alone(make_agent: MakeAgent, spawn: Spawn) -> None:
+    agent = make_agent(guard={"protected_namespaces": ["kube-system", "vault"]})
+    bystander = spawn("sleep", "1000")
+    row = one_row(agent, alert(bystander.pid, {"k8s.ns.name": "vault"}))
+    assert (row["outcome"], "vault" in row["reason"]) == ("refused", True)
+    assert lives(bystander)
+
+
+@pytest.mark.parametrize("by", ["name", "path", "pattern"])
+def test_a_protected_executable_of_the_host_is_left_alone(
+    make_agent: MakeAgent, spawn: Spawn, tmp_path: Path, by: str
+) -> None:
+    program = copy_of_sleep(tmp_path / "bin", "precious")
+    other = copy_of_sleep(tmp_path / "bin", "miner")
+    agent = make_agent(guard={"protected_executables": [{"name": "precious", "path": program, "pattern": "prec*"}[by]]})
+    precious, miner = spawn(program, "1000"), spawn(other, "1000")
+    row = one_row(agent, alert(precious.pid))
+    assert (row["outcome"], "protected executable" in row["reason"]) == ("refused", True)
+    agent.send(alert(miner.pid))
+    assert was_killed(miner)
+    assert lives(precious)
+
+
+# ---------------------------------------------------------------- containers
+
+
+@root
+def test_a_containers_process_of_an_unknown_namespace_is_refused_where_a_rule_exempts_one(
+    make_agent: MakeAgent, spawn: Spawn, make_box: MakeBox
+) -> None:
+    agent = make_agent(EXEMPT)
+    box = make_box()
+    victim = spawn("sleep", "1000", preexec_fn=box.enter)
+    row = one_row(agent, alert(victim.pid, {"container.id": box.container_id[:12], "k8s.ns.name": None}))
+    assert (row["outcome"], "k8s.ns.name" in row["reason"]) == ("refused", True)
+    assert lives(victim)
+    agent.send(alert(victim.pid, {"container.id": box.container_id[:12], "k8s.ns.name": "default"}))
+    assert was_killed(victim)
+
+
+@root
+def test_an_alert_about_another_container_ends_neither(make_agent: MakeAgent, spawn: Spawn, make_box: MakeBox) -> None:
+    agent = make_agent(WHOLE)
+    box, other = make_box(), make_box()
+    inside, outside = (spawn("sleep", "1000", preexec_fn=each.enter) for each in (box, other))
+    row = one_row(agent, alert(inside.pid, {"container.id": other.container_id[:12]}))
+    assert row["outcome"] == "refused", row
+    assert (lives(inside), lives(outside)) == (True, True)
+
+
+@root
+def test_a_container_is_ended_by_its_id_alone(make_agent: MakeAgent, spawn: Spawn, make_box: MakeBox) -> None:
+    """Falco could not tell the pid (no thread info), but the container's id it could."""
+    agent = make_agent(WHOLE)
+    box, other = make_box(), make_box()
+    inside, outside = (spawn("sleep", "1000", preexec_fn=each.enter) for each in (box, other))
+    agent.send(alert(None, {"container.id": box.container_id[:12]}))
+    assert was_killed(inside)
+    assert lives(outside)
+    agent.send(alert(None, {"container.id": "0123456789ab"}))
+    assert agent.records(2)[-1]["outcome"] == "skipped"
+
+
+def test_where_there_is_no_container_none_is_ended(make_agent: MakeAgent, spawn: Spawn) -> None:
+    bystander = spawn("sleep", "1000")
+    assert one_row(make_agent(WHOLE), alert(bystander.pid))["outcome"] == "refused"
+    assert lives(bystander)
+
+
+@root
+@pytest.mark.parametrize("disguise", ["file", "name", "comm"])
+def test_a_containers_process_that_calls_itself_kubelet_is_killed(
+    make_agent: MakeAgent, make_namespaced: MakeNamespaced, tmp_path: Path, disguise: str
+) -> None:
+    """Own pid and mount namespaces as in a pod; it runs /usr/bin/kubelet, says so in argv[0], or in its comm."""
+    agent = make_agent(NO_HOST)
+    copy_of_sleep(tmp_path / "bin", "kubelet")
+    (tmp_path / "comm.py").write_text(CALLS_ITSELF_KUBELET)
+    script, name = {
+        "file": (f"mount --bind {tmp_path / 'bin'} /usr/bin && exec /usr/bin/kubelet 1000", "kubelet"),
+        "name": ("exec bash -c 'exec -a /usr/bin/kubelet sleep 1000'", "sleep"),
+        "comm": (f"exec {sys.executable} {tmp_path / 'comm.py'}", "kubelet"),
+    }[disguise]
+    inside = make_namespaced(script)
+    await_that(lambda: comm(inside.init) == name, f"its name is {name}")
+    agent.send(alert(inside.init, {"container.id": inside.box.container_id[:12], "proc.vpid": 1}))
+    (row,) = agent.records(1)
+    assert (row["outcome"], row["target"]["container_id"]) == ("done", inside.box.container_id), row
+    assert not alive(inside.init)
+
+
+@root
+@pytest.mark.parametrize("kind", ["v2", "v1", "hybrid"])
+def test_a_whole_container_ends_and_nothing_outside_it(
+    make_agent: MakeAgent, spawn: Spawn, make_box: MakeBox, kind: str
+) -> None:
+    agent = make_agent(WHOLE)
+    box, other = make_box(kind), make_box(kind)
+    inside = [spawn("sleep", "1000", preexec_fn=box.enter) for _ in range(5)]
+    outside = [spawn("sleep", "1000", preexec_fn=other.enter), spawn("sleep", "1000")]
+    agent.send(alert(inside[0].pid, {"container.id": box.container_id[:12]}))
+    assert all(map(was_killed, inside))
+    (row,) = agent.records(1)
+    assert (row["outcome"], row["target"]["container_id"]) == ("done", box.container_id)
+    assert all(map(lives, outside))
+
+
+@root
+def test_the_agents_own_container_is_never_ended(make_agent: MakeAgent, spawn: Spawn, make_box: MakeBox) -> None:
+    agent = make_agent(WHOLE)
+    box = make_box()
+    bystander = spawn("sleep", "1000", preexec_fn=box.enter)
+    box.add(agent.program.pid)
+    row = one_row(agent, alert(bystander.pid, {"container.id": box.container_id[:12]}))
+    assert row["outcome"] == "refused", row
+    assert lives(bystander)
+    assert agent.program.poll() is None
