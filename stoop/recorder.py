@@ -43,6 +43,14 @@ class Ledger(Protocol):
 
 NEVER = When()
 
+LAST_NS = 2**63 - 1
+"""The last time that a frame, the ring and SQLite can hold (the year 2262). An alert may carry one of the year 9999."""
+
+
+def _stored(at_ns: int) -> int:
+    """A time as it can be kept."""
+    return max(-LAST_NS, min(at_ns, LAST_NS))
+
 
 class Recorder:
     """Emits one Record an act to the ledger, the metrics and the sinks."""
@@ -78,7 +86,7 @@ class Recorder:
                 target=ready.target,
                 pid=facts.pid if facts is not None else 0,
                 birth=facts.birth if facts is not None else 0,
-                event_ns=run.matched.alert.time_ns,
+                event_ns=_stored(run.matched.alert.time_ns),
                 received_ns=run.matched.received_ns,
                 decided_ns=decided_ns,
                 container=container_id[:12],
@@ -118,6 +126,7 @@ class Recorder:
 
     def _record(self, run: Run, index: int, act: str, outcome: Outcome, when: When, amends: bool) -> Record:
         alert, step = run.matched.alert, run.rule.form.actions[index]
+        event_ns = _stored(alert.time_ns)
         return Record(
             alert=run.matched.alert_id,
             run=run.id,
@@ -128,7 +137,7 @@ class Recorder:
             verdict=outcome.verdict,
             reason=outcome.reason,
             target=run.subject.describe(),
-            timing=Timing(alert.time_ns, run.matched.received_ns, when.decided_ns, when.acted_ns, when.verified_ns),
+            timing=Timing(event_ns, run.matched.received_ns, when.decided_ns, when.acted_ns, when.verified_ns),
             details=outcome.details,
             falco_rule=alert.rule,
             priority=alert.priority_text,
