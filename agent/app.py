@@ -132,39 +132,58 @@ def _raise_open_files() -> None:
 async def live(reflex: Reflex) -> None:
     """Start everything in order, say `ready`, wait for the end, stop in reverse."""
     reflex.enter_loop()
+    told = trio.Event()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as base:
+            base.start_soon(_heed, signals, reflex, told)
             base.start_soon(reflex.link.serve, reflex.greet)
             control = ControlServer(reflex.config.control.path, reflex.answer, reflex.followers)
             await base.start(control.serve)
-            await _first_rules(reflex)
+            await _first_rules(reflex, told)
             await base.start(reflex.responder.serve)
             base.start_soon(_tick, reflex)
             base.start_soon(reflex.rule_files.watch, reflex.rules_changed, reflex.warn)
-            async with trio.open_nursery() as intakes:
-                for name, serve in _intakes(reflex):
-                    reflex.bound[name] = _shown(await intakes.start(serve))
-                reflex.settle_memory()
-                reflex.say("info", "ready", intakes=reflex.bound, mode=str(reflex.mode()))
-                print("ready", flush=True)  # noqa: T201 - the contract with whoever started it
-                await _until_told(signals, reflex)
-                reflex.stopping = True
-                intakes.cancel_scope.cancel()
+            if not told.is_set():
+                await _take_in(reflex, told)
             with trio.move_on_after(GRACE_SECONDS) as grace:
                 await reflex.responder.idle()
             reflex.say("info", "stopping", unfinished=grace.cancelled_caught)
             base.cancel_scope.cancel()
 
 
-async def _first_rules(reflex: Reflex) -> None:
+async def _take_in(reflex: Reflex, told: trio.Event) -> None:
+    """Run the intakes until told to stop."""
+    async with trio.open_nursery() as intakes:
+        for name, serve in _intakes(reflex):
+            reflex.bound[name] = _shown(await intakes.start(serve))
+        reflex.settle_memory()
+        reflex.say("info", "ready", intakes=reflex.bound, mode=str(reflex.mode()))
+        print("ready", flush=True)  # noqa: T201 - the contract with whoever started it
+        await told.wait()
+        reflex.stopping = True
+        intakes.cancel_scope.cancel()
+
+
+async def _first_rules(reflex: Reflex, told: trio.Event) -> None:
+    """Wait for the first rules, or until told to stop. Raises UserError when they do not come, or can't be used."""
     reflex.rulebook.offer(reflex.rule_files.read())
     with trio.move_on_after(FIRST_RULES_SECONDS) as patience:
-        await reflex.rulebook.first()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_when, told, nursery.cancel_scope)
+            await reflex.rulebook.first()
+            nursery.cancel_scope.cancel()
+    if patience.cancelled_caught and reflex.link.trouble:
+        raise UserError(f"the helper can't be started: {reflex.link.trouble}", where=sys.executable)
     if patience.cancelled_caught:
         raise UserError(
             f"the helper did not check the rules within {FIRST_RULES_SECONDS:g} s",
             hint="run `stoop rules check` to see whether they can be loaded",
         )
+
+
+async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
 
 
 def _intakes(reflex: Reflex) -> list[tuple[str, Callable[..., Awaitable[Any]]]]:
@@ -190,12 +209,14 @@ def _shown(bound: object) -> str:
     return str(bound)
 
 
-async def _until_told(signals: Any, reflex: Reflex) -> None:
+async def _heed(signals: Any, reflex: Reflex, told: trio.Event) -> None:
+    """From the start on: a helper that hangs must not keep the agent from ending."""
     async for number in signals:
-        if number != signal.SIGHUP:
+        if number == signal.SIGHUP:
+            reflex.reload()
+        elif not told.is_set():
             reflex.say("info", "told to stop", signal=signal.Signals(number).name)
-            return
-        reflex.reload()
+            told.set()
 
 
 async def _tick(reflex: Reflex) -> None:

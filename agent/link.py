@@ -47,6 +47,7 @@ class Link:
         self.dropped = 0
         self.restarts = -1
         self.pid = 0
+        self.trouble = ""  # why none could be started the last time
 
     def send(self, message: AnyMessage) -> bool:
         """Send without waiting; False when it was dropped."""
@@ -84,14 +85,20 @@ class Link:
             await trio.sleep(pause)
 
     async def _live(self, greet: Callable[[], None]) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:  # no descriptor to be had now (socketpair(2)): tried again after the pause
+            self.trouble = str(error)
+            return
         ours.setblocking(False)
         with ours:
             with theirs:
                 try:
                     process = await trio.to_thread.run_sync(_spawn, theirs.fileno())
-                except OSError:  # no process or memory to be had now (fork(2)): tried again after the pause
+                except OSError as error:  # no process or memory to be had now (fork(2)): tried again after the pause
+                    self.trouble = str(error)
                     return
+            self.trouble = ""
             self.pid = process.pid
             self._started(process.pid)
             waiting, self._backlog = self._backlog, deque()

@@ -290,7 +290,7 @@ class NodeHost(Protocol):
         ...
 
     def freeze(self, container: ContainerFacts, frozen: bool) -> bool:
-        """Freeze or thaw; False where the container has no freezer."""
+        """Freeze or thaw; whether this changed it: False without a freezer, and where it was so already."""
         ...
 
     async def wait_container_empty(self, container: ContainerFacts) -> None:

@@ -152,8 +152,8 @@ class Subject:
         seen, skew = self._seen, self._seen.skew
         if not self.alert.time_ns:
             return NO_TIME
-        # Whatever its stamp says, it happened before we heard of it.
-        event_ns = min(self.alert.time_ns, seen.received_ns)
+        # Whatever its stamp says, it happened before we heard of it: by Falco's clock, which may be ahead of ours.
+        event_ns = min(self.alert.time_ns, seen.received_ns - min(skew.drift_ns, 0))
         proof = prove(facts.start_ns, facts.start_slack_ns, event_ns, skew)
         if after_falco_saw_it(self.said, facts.start_ns, skew):
             return ANOTHER.format(facts.pid)

@@ -176,8 +176,10 @@ class FakeHost:
         return self.add(pid, **(inside | {"cgroups": (("", f"/pods/{container_id}"),)} | changes))
 
     def hold(self, pid: int) -> FakeHold:
-        """Raises what `refusals` holds for it, TargetGone where there is none."""
+        """Raises what `refusals` holds for it, TargetGone where there is none, TargetRefused for what is no target."""
         self.held.append(pid)
+        if pid <= 1:
+            raise TargetRefused(f"pid {pid} is no target")
         if pid in self.refusals:
             raise self.refusals[pid]
         process = self.processes.get(pid)
@@ -231,9 +233,10 @@ class FakeHost:
             self.processes[pid].exit()
 
     def freeze(self, container: ContainerFacts, frozen: bool) -> bool:
-        """Remembered."""
+        """Remembered; whether this changed it."""
+        was = dict(self.frozen).get(container.container_id, False)
         self.frozen.append((container.container_id, frozen))
-        return True
+        return was is not frozen
 
     async def wait_container_empty(self, container: ContainerFacts) -> None:
         """Until all have ended."""

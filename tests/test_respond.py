@@ -411,6 +411,29 @@ class TestDeadline:
         assert balanced(bench)
 
 
+class TestOddTimes:
+    @pytest.mark.parametrize("began_before_s", [0.5, 2.0, 10.0])
+    def test_a_clock_of_falcos_that_is_ahead_spares_nobody_who_began_before_the_event(
+        self, began_before_s: float
+    ) -> None:
+        bench = bench_of(rule(step("done")))
+        bench.host.add(40, start_ns=NOW_NS - int(began_before_s * 1e9), start_slack_ns=5_000)
+        bench.host.add(41, start_ns=NOW_NS - 100_000, start_slack_ns=5_000)
+        bench.judge.skew.sample(-3_000_000_000, NOW_NS - 1_000_000_000)
+        event_ns = NOW_NS + 3_000_000_000 - 1_000_000  # it happened 1 ms ago, by a clock that is 3 s ahead
+        bench.accept(alert_of(proc_pid=40, time_ns=event_ns), alert_of(proc_pid=41, time_ns=event_ns))
+        assert [verdict for _, verdict, _ in bench.told] == ["done", "refused"]
+
+    @pytest.mark.parametrize("time_ns", [253_402_300_799 * 10**9, -30_610_224_000 * 10**9])
+    def test_a_time_beyond_64_bits_is_recorded_as_far_as_they_go(self, time_ns: int) -> None:
+        bench = bench_of(rule(step("done")))
+        bench.host.add(40)
+        bench.accept(alert_of(proc_pid=40, time_ns=time_ns))
+        (record,) = bench.ledger.records
+        assert abs(record.timing.event_ns) == 2**63 - 1
+        assert record.verdict is Verdict.EXPIRED
+
+
 class TestCancelled:
     """Each await of the way is cut once. Every matched alert has exactly one record then, and nothing is held."""
 

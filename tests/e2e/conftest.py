@@ -56,22 +56,31 @@ LEFT_OUT = frozenset({"PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "STOOP_CONF
 Row = dict[str, Any]
 
 
-def alert(pid: object, fields: Mapping[str, Any] | None = None, **top: Any) -> bytes:
-    """One line in Falco's form (falco.md section 4), stamped now. `fields` go into output_fields, `top` beside them."""
-    now = time.time_ns()
-    seconds, nanos = divmod(now, 10**9)
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{nanos:09d}Z"
+def stamp(at_ns: int) -> str:
+    """A time (CLOCK_REALTIME) as Falco writes it."""
+    seconds, nanos = divmod(at_ns, 10**9)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{nanos:09d}Z"
+
+
+def alert(pid: object, fields: Mapping[str, Any] | None = None, *, at_ns: int = 0, **top: Any) -> bytes:
+    """One line in Falco's form (falco.md section 4), of now or of `at_ns` (CLOCK_REALTIME).
+
+    `fields` go into output_fields, `top` beside them.
+    """
+    event_ns = at_ns or time.time_ns()
+    at = stamp(event_ns)
     value = {
         "hostname": "node-1",
-        "output": f"{stamp[11:]}: Notice A shell was spawned in a container with an attached terminal (pid={pid})",
+        "output": f"{at[11:]}: Notice A shell was spawned in a container with an attached terminal (pid={pid})",
         "output_fields": {
             "container.id": "host",
-            "evt.time": now,
+            "evt.time": event_ns,
             "evt.type": "execve",
             "proc.cmdline": "sh -c id",
             "proc.name": "sh",
             "proc.pid": pid,
             "proc.pname": "runc",
+            "proc.ppid": os.getpid(),  # of what `spawn` starts: without taskstats (not root) start times are coarse
             "user.name": "root",
             "user.uid": 0,
             **(fields or {}),
@@ -80,7 +89,7 @@ def alert(pid: object, fields: Mapping[str, Any] | None = None, **top: Any) -> b
         "rule": TERMINAL_SHELL,
         "source": "syscall",
         "tags": ["T1059", "container", "mitre_execution", "shell"],
-        "time": stamp,
+        "time": at,
         **top,
     }
     return json.dumps(value, separators=(",", ":")).encode() + b"\n"
@@ -127,19 +136,28 @@ class Agent:
         """What it and the commands get of ours."""
         return {name: value for name, value in os.environ.items() if name not in LEFT_OUT}
 
-    def start(self, stdin: int | None = subprocess.DEVNULL) -> None:
-        """Start it, and return once it is ready."""
+    def launch(self, stdin: int | None = subprocess.DEVNULL) -> None:
+        """Begin to start it."""
         with self.log.open("ab") as log:
             self._program = subprocess.Popen(
                 self.command(), stdin=stdin, stdout=subprocess.PIPE, stderr=log, env=self.environment()
             )
-        assert self._program.stdout is not None
+
+    def start(self, stdin: int | None = subprocess.DEVNULL) -> None:
+        """Start it, and return once it is ready."""
+        self.launch(stdin)
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Return once it has said so."""
+        feed = self.program.stdout
+        assert feed is not None
         told = b""
         deadline = time.monotonic() + START_S
         while b"ready\n" not in told:
             left = deadline - time.monotonic()
-            assert select.select([self._program.stdout], [], [], max(0.0, left))[0], f"not ready: {self.said()}"
-            data = os.read(self._program.stdout.fileno(), 4096)
+            assert select.select([feed], [], [], max(0.0, left))[0], f"not ready: {self.said()}"
+            data = os.read(feed.fileno(), 4096)
             assert data, f"ended at its start: {self.said()}"
             told += data
 

@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -29,27 +30,53 @@ pytestmark = pytest.mark.real
 ROUNDS = 20
 """Pids given anew in one test: most of them within one tick of the event."""
 
-TICK_NS = 10_000_000
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def stat_field(pid: int, number: int) -> int:
+    """A field of /proc/PID/stat, counted as in proc(5)."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[number - 3])
+
+
+def parent(pid: int) -> int:
+    return stat_field(pid, 4)
+
+
+def start_ticks(pid: int) -> int:
+    """When it began, in clock ticks since the boot: all that /proc tells."""
+    return stat_field(pid, 22)
+
+
+def event_ns_to_ticks(event_ns: int) -> int:
+    """The same of an event's time."""
+    since_boot_ns = event_ns - time.time_ns() + time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return since_boot_ns * TICKS // 10**9
 
 
 @pytest.mark.root
 def test_a_newcomer_with_the_pid_lives_also_within_the_tick(
     make_agent: MakeAgent, spawn: Spawn, respawn: Callable[[int], None]
 ) -> None:
+    """Its parent and its program are those of the one meant: nothing but the time tells them apart."""
     agent = make_agent()
     same_tick = 0
-    for number in range(1, ROUNDS + 1):
+    for number in range(ROUNDS):
         victim = spawn("sleep", "1000")
-        said, event_ns = alert(victim.pid, {"evt.num": number}), time.time_ns()
+        event_ns = time.time_ns()
         victim.kill()
         victim.wait(PATIENCE_S)
         respawn(victim.pid)
-        same_tick += time.time_ns() // TICK_NS == event_ns // TICK_NS
-        agent.send(said)
-        row = agent.records(number)[-1]
-        assert row["outcome"] == "refused", row
+        same_tick += start_ticks(victim.pid) == event_ns_to_ticks(event_ns)
+        await_that(lambda pid=victim.pid: comm(pid) == "sleep", "exec")  # type: ignore[misc]
+        same = {"proc.ppid": parent(victim.pid), "proc.exe_ino": os.stat(f"/proc/{victim.pid}/exe").st_ino}
+        agent.send(alert(victim.pid, same, at_ns=event_ns))
+        row = agent.records(2 * number + 1)[-1]
+        assert (row["outcome"], str(victim.pid) in row["reason"]) == ("refused", True), row
         assert alive(victim.pid)
-        os.kill(victim.pid, 9)  # ours: `respawn` started it
+        # It is not spared for ever: an alert of now means it.
+        agent.send(alert(victim.pid, same))
+        assert agent.records(2 * number + 2)[-1]["outcome"] == "done"
+        assert not alive(victim.pid)
     if not same_tick:
         pytest.skip(f"{ROUNDS} times no pid was given anew within one tick")
 

