@@ -54,6 +54,10 @@ class Front:
                 del self._senders[peer.pid]
                 self._own.sender_gone(peer.pid)
 
+    def taken(self, count: int, received_ns: int) -> None:
+        """Counted before the sender has his answer: SIGKILL between the two must not lose them untold."""
+        self._responder.taken(count, received_ns)
+
     def accept(
         self, alerts: list[Alert], received_ns: int, peer: Peer, settled: Callable[[], None] | None = None
     ) -> None:

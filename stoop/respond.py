@@ -101,13 +101,18 @@ class Responder:
         """How much waits and is under way."""
         return {"queued": len(self._queue), "lanes": len(self._lanes), "waiting": self._lanes.waiting()}
 
+    def taken(self, count: int, received_ns: int) -> None:
+        """So many alerts are answered now, and come by `accept` then (of LIVE_INTAKES only)."""
+        self._parts.recorder.ledger.accepted(count, received_ns)
+
     def accept(self, alerts: list[Alert], received_ns: int, kind: str, settled: Callable[[], None] | None) -> None:
         """Match these alerts and act on them. `settled` is called once all that came of them is recorded."""
         parts = self._parts
         skew, route = parts.judge.skew, self._rules.route
         live = kind in LIVE_INTAKES
         batch = Batch(settled) if settled is not None else None
-        parts.recorder.ledger.accepted(len(alerts), received_ns)
+        if not live:
+            parts.recorder.ledger.accepted(len(alerts), received_ns)
         delays = []
         found: list[Matched] = []
         for alert in alerts:
@@ -165,8 +170,7 @@ class Responder:
                 self._look_idle()
                 return False
             self._respond(matched)
-        left = len(self._queue) > 0
-        if left:
+        if left := bool(len(self._queue)):
             self._more.set()
         return left
 

@@ -342,6 +342,7 @@ class Workbench:
 
     def accept(self, *alerts: Alert, settled: Callable[[], None] | None = None) -> None:
         """These came together, just now."""
+        self.responder.taken(len(alerts), self.clock.now_ns())
         self.responder.accept(list(alerts), self.clock.now_ns(), "unix", settled)
 
     @property

@@ -110,9 +110,11 @@ class Connection:
 
     def _deliver(self, haul: Haul, received_ns: int) -> None:
         """Answer, then act. What the socket does not take at once is kept and written after the acts."""
+        sink = self._desk.sink
+        if haul.alerts:
+            sink.taken(len(haul.alerts), received_ns)
         if haul.answer:
             self._send(haul.answer)
-        sink = self._desk.sink
         if haul.alerts:
             if not self._opened:
                 self._open()

@@ -38,6 +38,13 @@ class Sink(Protocol):
         """It is gone. Once for each `opened`."""
         ...
 
+    def taken(self, count: int, received_ns: int) -> None:
+        """So many alerts of a connection were read and will be answered next: from now on they are ours to lose.
+
+        `accept` follows at once. The file and standard input are not answered, and not told of here.
+        """
+        ...
+
     def accept(
         self, alerts: list[Alert], received_ns: int, peer: Peer, settled: Callable[[], None] | None = None
     ) -> None:

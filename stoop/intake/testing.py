@@ -47,6 +47,9 @@ class RecordingSink:
         self.gone.append(peer)
         self._changed.unpark_all()
 
+    def taken(self, count: int, received_ns: int) -> None:
+        """Nothing to lose here."""
+
     def accept(
         self, alerts: list[Alert], received_ns: int, peer: Peer, settled: Callable[[], None] | None = None
     ) -> None:
