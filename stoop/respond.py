@@ -1,6 +1,6 @@
 """One alert → its runs: matched, resolved, guarded, acted on, verified, recorded. The only place with instrumentation.
 
-    accept ─ match ─▶ FairQueue ─▶ drain ─▶ Run: judge ─ begin ─▶ (lane) verify ─ finish ─▶ next action …
+    accept ─ match ─▶ Backlog ─▶ drain ─▶ Run: judge ─ begin ─▶ (lane) verify ─ finish ─▶ next action …
 
 Everything up to `begin` is synchronous and happens in the task that read the alert. Only what has to be awaited (an
 exit seen on a pidfd) goes to a lane's task. Each act ends as exactly one `Record`; a second one (`amends`) follows when
@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 import trio
 
 from stoop.alert import Alert, alert_id
+from stoop.backlog import INLINE_RUNS, TURN_RUNS, Backlog
 from stoop.engine import Memory, act_id, run_id, should_continue
 from stoop.errors import ActFailed
-from stoop.fairqueue import FairQueue
 from stoop.judge import Judge
 from stoop.lanes import Lanes
 from stoop.recorder import Recorder
@@ -25,12 +25,6 @@ from stoop.rules import Hit, Rule, RuleSet
 from stoop.runs import Batch, Clocks, Doing, Matched, Ready, Run, When
 from stoop.spec import Begun, Mode, NodeHost, Outcome, Verdict
 from stoop.subject import Seen, Subject
-
-QUEUE_CAPACITY = 4096
-"""Matched alerts that may wait: about a second of work, some MiB. Beyond it the newest of the busiest group expires."""
-
-INLINE_RUNS = 16
-"""Matched alerts dealt with in the reader's own task before the loop gets its turn: a few milliseconds."""
 
 AMEND_SECONDS = 600.0
 """How long an act that missed its deadline is watched, to amend its record."""
@@ -64,7 +58,7 @@ class Responder:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._rules = RuleSet.empty()
-        self._queue: FairQueue[Matched] = FairQueue(QUEUE_CAPACITY)
+        self._backlog = Backlog()
         self._lanes: Lanes[Run] = Lanes()
         self._amending = 0
         self._more = trio.Event()
@@ -80,14 +74,14 @@ class Responder:
                 while True:
                     await self._more.wait()
                     self._more = trio.Event()
-                    while self._drain():
+                    while self._drain(TURN_RUNS):
                         await trio.lowlevel.checkpoint()
             finally:
                 self._abandon()
 
     async def idle(self) -> None:
         """Return once nothing waits and nothing is under way (for an orderly stop)."""
-        while len(self._queue) or len(self._lanes):
+        while len(self._backlog) or len(self._lanes):
             self._rest = trio.Event()
             await self._rest.wait()
 
@@ -99,7 +93,7 @@ class Responder:
 
     def load(self) -> dict[str, int]:
         """How much waits and is under way."""
-        return {"queued": len(self._queue), "lanes": len(self._lanes), "waiting": self._lanes.waiting()}
+        return {"queued": len(self._backlog), "lanes": len(self._lanes), "waiting": self._lanes.waiting()}
 
     def taken(self, count: int, received_ns: int) -> None:
         """So many alerts are answered now, and come by `accept` then (of LIVE_INTAKES only)."""
@@ -127,13 +121,11 @@ class Responder:
                 if matched is not None:
                     found.append(matched)
         parts.recorder.ledger.settled(len(alerts) - len(found), received_ns)
-        if len(found) == 1 and not len(self._queue):
+        if len(found) == 1 and not len(self._backlog):
             self._respond(found[0])  # nothing to be fair to
             self._look_idle()
         elif found:
-            for matched in found:
-                self._enqueue(matched)
-            self._drain()
+            self._take_turns(found)
         parts.recorder.took(kind, len(alerts), delays)
         if batch is not None:
             batch.leave()
@@ -152,25 +144,30 @@ class Responder:
             batch.enter()
         return Matched(alert, alert_id(alert, self._parts.node), hits, received_ns, batch)
 
-    def _enqueue(self, matched: Matched) -> None:
-        """Let it wait its turn, which is fair by container."""
-        alert = matched.alert
-        group = alert.fields.get("container.id")
-        container = group if isinstance(group, str) else ""
-        crowd = (matched.hits[0][0].form.rule, f"{container}:{alert.fields.get('proc.pid')}")
-        dropped = self._queue.push(matched, container, crowd)
-        if dropped is not None:
-            self._expire(dropped)
+    def _take_turns(self, found: list[Matched]) -> None:
+        """Several came together: each waits its turn, which may be now."""
+        backlog, clocks = self._backlog, self._parts.clocks
+        begun_ns = clocks.mono_ns()
+        reader_acts = backlog.reader_acts(begun_ns)
+        for matched in found:
+            dropped = backlog.put(matched)
+            if dropped is not None:
+                self._expire(dropped)
+        if reader_acts:
+            self._drain(INLINE_RUNS)
+            backlog.reader_acted(begun_ns, clocks.mono_ns())
+        else:
+            self._more.set()
 
-    def _drain(self) -> bool:
+    def _drain(self, most: int) -> bool:
         """Deal with some of what waits; whether anything is left (the task of `serve` goes on with it then)."""
-        for _ in range(INLINE_RUNS):
-            matched = self._queue.pop()
+        for _ in range(most):
+            matched = self._backlog.take()
             if matched is None:
                 self._look_idle()
                 return False
             self._respond(matched)
-        if left := bool(len(self._queue)):
+        if left := bool(len(self._backlog)):
             self._more.set()
         return left
 
@@ -375,11 +372,11 @@ class Responder:
 
     def _abandon(self) -> None:
         """The agent stops: what still waits is recorded as expired."""
-        while (matched := self._queue.pop()) is not None:
+        while (matched := self._backlog.take()) is not None:
             self._expire(matched, STOPPED)
 
     def _look_idle(self) -> None:
-        if self._rest is not None and not len(self._queue) and not len(self._lanes):
+        if self._rest is not None and not len(self._backlog) and not len(self._lanes):
             self._rest.set()
 
     def _amend_later(self, run: Run, doing: Doing) -> bool:

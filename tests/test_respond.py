@@ -9,12 +9,13 @@ import pytest
 import trio
 import trio.testing
 
+from stoop.backlog import INLINE_RUNS, QUEUE_CAPACITY
 from stoop.catalogue import CATALOGUE
 from stoop.engine import act_id, run_id
 from stoop.errors import ActFailed
 from stoop.lanes import MAX_WAITING
 from stoop.record import Record, Timing
-from stoop.respond import AMEND_SECONDS, INLINE_RUNS, MAX_AMENDING, QUEUE_CAPACITY, STOPPED
+from stoop.respond import AMEND_SECONDS, MAX_AMENDING, STOPPED
 from stoop.rules import ActionForm, Condition, MatchForm, RuleForm
 from stoop.spec import ActContext, Action, ActionSpec, Begun, Mode, Outcome, Reach, Scope, TargetKind, Verdict
 from stoop.testing import NOW_NS, FakeHost, Workbench, alert_of

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 import pytest
 
 from agent.link import RESTART_SECONDS
+from stoop.backlog import QUEUE_CAPACITY
 from stoop.control import ControlError
 from stoop.intake.limits import CONNECTIONS
-from stoop.respond import QUEUE_CAPACITY
 from tests.e2e.conftest import Agent, MakeAgent, alert, was_killed
 from tests.real.conftest import PATIENCE_S, Spawn, await_that
 
@@ -90,7 +90,7 @@ def test_on_one_connection_too_another_containers_turn_comes_before_the_flood_is
     agent.send(*lines, alert(victim.pid))
     assert was_killed(victim)
     agent.records(3001)
-    assert place_of(agent, victim.pid) < 2500
+    assert place_of(agent, victim.pid) < 1500
 
 
 def test_when_the_queue_is_full_the_busiest_expires_and_it_is_told(make_agent: MakeAgent, spawn: Spawn) -> None:
