@@ -39,6 +39,7 @@ from stoop.recorder import Recorder
 from stoop.respond import Parts, Responder
 from stoop.rulefiles import Reading, RuleFiles
 from stoop.rules import RuleSet
+from stoop.skew import Skew
 from stoop.spec import Mode, Verdict
 from stoop.switches import Switches
 from stoop.wire import AnyMessage, Hello, LogLine, Recorded, Serving, SnapshotAsk, SnapshotReply
@@ -85,7 +86,7 @@ class Reflex:
         self.own = Own(self.host, self.host.boot_id)
         self.switches = Switches(Path(config.state_dir), config.mode, self.warn)
         policy = policy_of(config.guard)
-        self.keeps = guard.Guard(policy, guard.Limits(policy, {}), guard.Skew())
+        self.keeps = guard.Guard(policy, guard.Limits(policy, {}), Skew())
         self.judge = Judge(
             host=self.host,
             host_facts=lambda: self.own.facts,
@@ -107,7 +108,7 @@ class Reflex:
                 act_deadline_s=config.guard.act_deadline_ns / 1e9,
             )
         )
-        self.front = Front(self.responder, self.metrics, self.own, self.say, self.clocks.mono_ns)
+        self.front = Front(self.responder, self.metrics, self.own, self.say, self.clocks.mono_ns, self.look_at_clock)
         self.front.show_all = config.print_all_events
         self.desk = Desk(self.front, self.clocks.now_ns, self.warn)
         self.rulebook = Rulebook(self.link.send, self._use, self.say, self.metrics, self.clocks.now_ns)
@@ -283,11 +284,15 @@ class Reflex:
             return {"asked": True}
         raise ControlError("that can't be asked here")
 
-    def tick(self) -> None:
-        """About once a second: what has no event of its own."""
+    def look_at_clock(self) -> None:
+        """Notice a step of the node's clock, and say it. Two clocks are read: some 0.3 µs."""
         offset_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         if self.keeps.skew.clock(offset_ns):
             self.warn("the node's clock was stepped: Falco's offset is estimated anew")
+
+    def tick(self) -> None:
+        """About once a second: what has no event of its own."""
+        self.look_at_clock()
         self.responder.tell_repeats()
         self.rulebook.dispose()
         self.mode()

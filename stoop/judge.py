@@ -64,7 +64,8 @@ class Judge:
         """Everything up to the lane: nothing is remembered or counted yet, so it may be asked again."""
         if mode is Mode.OFF:
             return Outcome(Verdict.SKIPPED, "the agent is off (`stoop mode`)")
-        late = guard.too_old(run.matched.alert.time_ns, now_ns, self.policy)
+        event_ns = run.matched.alert.time_ns
+        late = guard.too_old(self.skew.ours(event_ns) if event_ns else 0, now_ns, self.policy)
         if late:
             return Outcome(Verdict.EXPIRED, late)
         step = run.step

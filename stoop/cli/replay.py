@@ -17,7 +17,7 @@ import msgspec
 from stoop.alert import Alert
 from stoop.engine import Memory
 from stoop.errors import TargetGone, TargetRefused
-from stoop.guard import Claims, Guard, Limits, Policy, Skew, claims
+from stoop.guard import Claims, Guard, Limits, Policy, claims
 from stoop.judge import Judge
 from stoop.metrics import Metrics
 from stoop.record import Record
@@ -25,6 +25,7 @@ from stoop.recorder import Recorder
 from stoop.respond import Parts, Responder
 from stoop.ring import Intent
 from stoop.rules import RuleForm, RuleSet
+from stoop.skew import Skew
 from stoop.spec import (
     ActContext,
     Action,

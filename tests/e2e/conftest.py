@@ -108,6 +108,7 @@ class Agent:
         self.control_path = str(self.state_dir / "control.sock")
         self.rules.write_text(rules)
         self.configure(settings)
+        self.more_environment: dict[str, str] = {}
         self._program: subprocess.Popen[bytes] | None = None
 
     def configure(self, settings: Mapping[str, Any]) -> None:
@@ -134,7 +135,8 @@ class Agent:
 
     def environment(self) -> dict[str, str]:
         """What it and the commands get of ours."""
-        return {name: value for name, value in os.environ.items() if name not in LEFT_OUT}
+        ours = {name: value for name, value in os.environ.items() if name not in LEFT_OUT}
+        return ours | self.more_environment
 
     def launch(self, stdin: int | None = subprocess.DEVNULL) -> None:
         """Begin to start it."""
