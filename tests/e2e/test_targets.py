@@ -131,11 +131,14 @@ def test_a_field_that_is_missing_protects_no_host_process(make_agent: MakeAgent,
     assert was_killed(victim)
 
 
-def test_a_protected_namespace_is_left_alone(make_agent: MakeAgent, spawn: Spawn) -> None:
-    agent = make_agent(guard={"protected_namespaces": ["kube-system", "vault"]})
+@pytest.mark.parametrize(("guard", "name"), [({}, "kube-system"), ({"protected_namespaces": ["a", "vault"]}, "vault")])
+def test_a_protected_namespace_is_left_alone(
+    make_agent: MakeAgent, spawn: Spawn, guard: dict[str, list[str]], name: str
+) -> None:
+    agent = make_agent(guard=guard)
     bystander = spawn("sleep", "1000")
-    row = one_row(agent, alert(bystander.pid, {"k8s.ns.name": "vault"}))
-    assert (row["outcome"], "vault" in row["reason"]) == ("refused", True)
+    row = one_row(agent, alert(bystander.pid, {"k8s.ns.name": name}))
+    assert (row["outcome"], name in row["reason"]) == ("refused", True)
     assert lives(bystander)
 
 
