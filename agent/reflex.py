@@ -21,6 +21,7 @@ from agent.front import Front
 from agent.link import Link
 from agent.node.host import LinuxHost
 from agent.own import Own
+from agent.reach import Reach
 from agent.rehearsal import rehearse
 from agent.resume import resume
 from agent.rulebook import Rulebook
@@ -118,6 +119,7 @@ class Reflex:
                 # There from the start with 0, or an alert rule on the first failure sees no increase.
                 self.metrics.inc("acts_total", (action, str(verdict)), 0)
         self.bound: dict[str, str] = {}
+        self.reach = Reach(self.say)
         self.serving: Serving | None = None
         self.stopping = False
 
@@ -177,6 +179,7 @@ class Reflex:
 
     def settle_memory(self) -> None:
         """At the end of the start: rehearse, then let the collector never look again at what is there now."""
+        self.reach.look(self.bound.get("unix"))
         rehearse(self.host, self.own.facts, self.keeps.policy, self.clocks, self.link.pid or os.getpid())
         gc.collect()
         gc.freeze()
@@ -230,13 +233,16 @@ class Reflex:
         """Whether the agent can do its work, and in detail."""
         rules = self.rulebook.in_force
         waiting = sorted(set(self.wanted()) - set(self.bound))
+        unreachable = self.reach.lost
         detail: dict[str, Any] = {
             "rules": {"count": rules.count, "digest": rules.digest, "rejected": rules.rejected},
             "intakes": self.bound,
         }
         if waiting:
             detail["not_listening"] = waiting
-        return bool(rules.digest) and not waiting and not self.stopping, detail
+        if unreachable:
+            detail["out_of_reach"] = unreachable
+        return bool(rules.digest) and not waiting and not unreachable and not self.stopping, detail
 
     def wanted(self) -> list[str]:
         """The intakes that the configuration turns on."""
@@ -259,7 +265,7 @@ class Reflex:
             metrics.set("rule_disarmed", (rule,), 1)
         metrics.set("mode", (str(self.mode()),), 1)
         for name in self.wanted():
-            metrics.set("intake_up", (name,), 1 if name in self.bound else 0)
+            metrics.set("intake_up", (name,), 1 if name in self.bound and name not in self.reach.lost else 0)
         for name, count in self.front.connections.items():
             metrics.set("connections", (name,), count)
         samples = metrics.samples()
@@ -293,6 +299,7 @@ class Reflex:
     def tick(self) -> None:
         """About once a second: what has no event of its own."""
         self.look_at_clock()
+        self.reach.look(self.bound.get("unix"))
         self.responder.tell_repeats()
         self.rulebook.dispose()
         self.mode()
@@ -342,6 +349,7 @@ class Reflex:
             "ready": ready,
             "uptime_s": (mono_ns - self.started_mono_ns) / 1e9,
             "intakes": self.bound,
+            "out_of_reach": self.reach.lost,
             "metrics": {"address": serving.address, "port": serving.port} if serving is not None else None,
             "control": self.config.control.path,
             "state_dir": self.config.state_dir,
