@@ -28,6 +28,8 @@ MAX_LIMIT_KEYS = 10_000
 """Rules × targets kept for the limits; the oldest goes first."""
 
 NO_TIME = "the alert carries no time, so its process can't be told from one that got the same pid later"
+NO_TIME_CONTAINER = "the alert carries no time, so it can't be told whether it is too old, or of before a restart"
+STARTED_AGAIN = "the container was started again after the event: what the alert is about has ended"
 ANOTHER = "pid {} was given anew: its process began after the event"
 TOO_CLOSE = "the process with pid {} began so close to the event that it may be another one"
 
@@ -211,14 +213,19 @@ def protects(facts: ProcessFacts, host: HostFacts, policy: Policy) -> str:
     return ""
 
 
+def other_pids(host: HostFacts, policy: Policy) -> str:
+    """Empty, or that a pid in an alert means another process here, or none."""
+    if host.pid_ns_is_root or policy.any_pid_namespace:
+        return ""
+    return (
+        "the agent does not see the pids that Falco numbers: it runs in a pid namespace of its own "
+        "(run it with hostPID, or set guard.pid_namespace: agent if Falco shares it)"
+    )
+
+
 def judge(said: Claims, facts: ProcessFacts, host: HostFacts, policy: Policy, *, allow_host: bool) -> str:
     """Empty, or why the act on this process is refused."""
-    if not host.pid_ns_is_root and not policy.any_pid_namespace:
-        return (
-            "the agent does not see the pids that Falco numbers: it runs in a pid namespace of its own "
-            "(run it with hostPID, or set guard.pid_namespace: agent if Falco shares it)"
-        )
-    reason = protects(facts, host, policy)
+    reason = other_pids(host, policy) or protects(facts, host, policy)
     if reason:
         return reason
     if not in_container(said, facts, host) and not allow_host:
@@ -292,10 +299,8 @@ def target_key(facts: ProcessFacts) -> str:
     return facts.container_id or facts.exe or facts.comm
 
 
-def judge_container(said: Claims, container: ContainerFacts, host: HostFacts, policy: Policy) -> str:
-    """Empty, or why an act on this whole container is refused."""
-    if not container.members:
-        return "the container has no process left"
+def protects_container(container: ContainerFacts, host: HostFacts) -> str:
+    """Empty, or why this container must never be touched as a whole, whoever asks."""
     own = host.own_pids.intersection(container.members)
     if own:
         return "it is the agent's own container"
@@ -303,7 +308,14 @@ def judge_container(said: Claims, container: ContainerFacts, host: HostFacts, po
     is_falcos = any(directory.endswith(path) for directory in directories for path in host.falco_cgroups)
     if is_falcos or host.falco_pids.intersection(container.members):
         return "it is Falco's container"
-    return protected_namespace(said, policy)
+    return ""
+
+
+def judge_container(said: Claims, container: ContainerFacts, host: HostFacts, policy: Policy) -> str:
+    """Empty, or why an act on this whole container is refused."""
+    if not container.members:
+        return "the container has no process left"
+    return protects_container(container, host) or protected_namespace(said, policy)
 
 
 class Guard(msgspec.Struct, frozen=True):

@@ -19,6 +19,7 @@ from stoop.spec import (
     ActContext,
     Action,
     Catalogue,
+    ContainerFacts,
     HostFacts,
     Mode,
     NodeHost,
@@ -73,6 +74,9 @@ class Judge:
         if action.begin is None:
             return refused(f"{step.actionner} is not in this version")
         kind = action.spec.target
+        foreign = guard.other_pids(self._host_facts(), self.policy) if kind is TargetKind.PROCESS else ""
+        if foreign:
+            return refused(foreign)
         try:
             target = run.subject.identity(kind)
             process = run.subject.process() if kind is TargetKind.PROCESS else None
@@ -87,6 +91,7 @@ class Judge:
             process=process,
             container=container,
             protects=self._protects,
+            protects_container=self._protects_container,
         )
         return Ready(action, context, target)
 
@@ -137,6 +142,9 @@ class Judge:
 
     def _protects(self, facts: ProcessFacts) -> str:
         return guard.protects(facts, self._host_facts(), self.policy)
+
+    def _protects_container(self, container: ContainerFacts) -> str:
+        return guard.protects_container(container, self._host_facts())
 
     def _parameters(self, step: ActionForm, action: Action) -> Any:
         known = self._typed.get(id(step))

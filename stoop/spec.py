@@ -302,13 +302,14 @@ class NodeHost(Protocol):
 
 
 class ActContext(msgspec.Struct, frozen=True):
-    """What `begin` gets: the held target, the typed parameters, and a way to ask whether a process is protected."""
+    """What `begin` gets: the held target, the typed parameters, and ways to ask who is protected."""
 
     host: NodeHost
     params: Any
     process: HeldProcess | None
     container: ContainerFacts | None
     protects: Callable[[ProcessFacts], str]  # "" or the reason why this process must not be touched
+    protects_container: Callable[[ContainerFacts], str]  # the same of a whole container
 
 
 class Begun(msgspec.Struct, frozen=True):

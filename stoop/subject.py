@@ -12,6 +12,8 @@ from stoop.errors import TargetError, TargetGone, TargetRefused
 from stoop.guard import (
     ANOTHER,
     NO_TIME,
+    NO_TIME_CONTAINER,
+    STARTED_AGAIN,
     TOO_CLOSE,
     Claims,
     Proof,
@@ -149,16 +151,11 @@ class Subject:
 
     def _prove(self, facts: ProcessFacts) -> str:
         """Empty when it is the process meant, else why it must be left alone. Asks for more only when it has to."""
-        seen, skew = self._seen, self._seen.skew
         if not self.alert.time_ns:
             return NO_TIME
-        # Whatever its stamp says, it happened before we heard of it: by Falco's clock, which may be ahead of ours.
-        event_ns = min(self.alert.time_ns, seen.received_ns - min(skew.drift_ns, 0))
-        proof = prove(facts.start_ns, facts.start_slack_ns, event_ns, skew)
-        if after_falco_saw_it(self.said, facts.start_ns, skew):
+        if after_falco_saw_it(self.said, facts.start_ns, self._seen.skew):
             return ANOTHER.format(facts.pid)
-        if proof is Proof.TOO_CLOSE:
-            proof = prove(*self._host.precise_start(facts), event_ns, skew)
+        proof = self._start_proof(facts)
         if proof is Proof.TOO_CLOSE:
             self.proven_by = one_more_match(self.said, self._host.more_facts(facts))
             return "" if self.proven_by else TOO_CLOSE.format(facts.pid)
@@ -180,7 +177,36 @@ class Subject:
         wanted = own or ("" if claimed == "host" else claimed)
         if not wanted:
             raise TargetRefused("the alert names no container, and its process is in none")
-        return self._host.find_container(wanted)
+        container = self._host.find_container(wanted)
+        if not own:
+            self._prove_container(container)
+        return container
+
+    def _prove_container(self, container: ContainerFacts) -> None:
+        """A container known by its id alone: what is in it now must have been there at the event.
+
+        Docker starts a container again under the same id. Raises TargetGone then, and TargetRefused without a time.
+        """
+        if not self.alert.time_ns:
+            raise TargetRefused(NO_TIME_CONTAINER)
+        if not container.members:
+            return
+        init = self._host.hold(container.init_pid)
+        try:
+            if self._start_proof(init.facts) is Proof.ANOTHER:
+                raise TargetGone(STARTED_AGAIN)
+        finally:
+            init.close()
+
+    def _start_proof(self, facts: ProcessFacts) -> Proof:
+        """What the start of a process that is held says. Asks for a finer one only when it has to."""
+        seen, skew = self._seen, self._seen.skew
+        # Whatever its stamp says, it happened before we heard of it: by Falco's clock, which may be ahead of ours.
+        event_ns = min(self.alert.time_ns, seen.received_ns - min(skew.drift_ns, 0))
+        proof = prove(facts.start_ns, facts.start_slack_ns, event_ns, skew)
+        if proof is Proof.TOO_CLOSE:
+            proof = prove(*self._host.precise_start(facts), event_ns, skew)
+        return proof
 
 
 def _shown(claim: object) -> object:

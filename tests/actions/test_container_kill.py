@@ -89,7 +89,14 @@ class Held:
 
 def context(node: Node, container: ContainerFacts | None = BOX, protected: str = "") -> ActContext:
     protects: Callable[[ProcessFacts], str] = lambda facts: protected  # noqa: E731
-    return ActContext(host=node, params=None, process=None, container=container, protects=protects)  # type: ignore[arg-type]
+    return ActContext(
+        host=node,  # type: ignore[arg-type]
+        params=None,
+        process=None,
+        container=container,
+        protects=protects,
+        protects_container=lambda container: "",
+    )
 
 
 async def test_it_is_done_when_it_is_empty(autojump_clock: MockClock) -> None:

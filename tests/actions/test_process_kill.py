@@ -80,7 +80,14 @@ def nobody(facts: ProcessFacts) -> str:
 
 
 def context(host: LinuxHost, pid: int, params: kill.KillParameters) -> ActContext:
-    return ActContext(host=host, params=params, process=host.hold(pid), container=None, protects=nobody)
+    return ActContext(
+        host=host,
+        params=params,
+        process=host.hold(pid),
+        container=None,
+        protects=nobody,
+        protects_container=lambda container: "",
+    )
 
 
 @pytest.mark.parametrize("scope", ["process", "tree"])

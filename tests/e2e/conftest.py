@@ -109,6 +109,7 @@ class Agent:
         self.rules.write_text(rules)
         self.configure(settings)
         self.more_environment: dict[str, str] = {}
+        self.prefix: tuple[str, ...] = ()
         self._program: subprocess.Popen[bytes] | None = None
 
     def configure(self, settings: Mapping[str, Any]) -> None:
@@ -131,7 +132,7 @@ class Agent:
 
     def command(self, *words: str) -> list[str]:
         """How it is started."""
-        return [sys.executable, "-m", "agent.app", "-c", str(self.config), *words]
+        return [*self.prefix, sys.executable, "-m", "agent.app", "-c", str(self.config), *words]
 
     def environment(self) -> dict[str, str]:
         """What it and the commands get of ours."""

@@ -51,7 +51,14 @@ def context(host: LinuxHost, container: ContainerFacts | None, protected: str = 
     def protects(facts: ProcessFacts) -> str:
         return protected
 
-    return ActContext(host=host, params=None, process=None, container=container, protects=protects)
+    return ActContext(
+        host=host,
+        params=None,
+        process=None,
+        container=container,
+        protects=protects,
+        protects_container=lambda container: "",
+    )
 
 
 async def done(ctx: ActContext) -> Outcome:

@@ -58,7 +58,12 @@ def context(
     host: LinuxHost, process: HeldProcess | None, protects: Callable[..., str] = nobody, **given: Any
 ) -> ActContext:
     return ActContext(
-        host=host, params=kill.KillParameters(**given), process=process, container=None, protects=protects
+        host=host,
+        params=kill.KillParameters(**given),
+        process=process,
+        container=None,
+        protects=protects,
+        protects_container=lambda container: "",
     )
 
 

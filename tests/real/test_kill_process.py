@@ -43,7 +43,12 @@ def context(
     host: LinuxHost, process: HeldProcess | None, protects: Callable[..., str] = nobody, **given: Any
 ) -> ActContext:
     return ActContext(
-        host=host, params=kill.KillParameters(**given), process=process, container=None, protects=protects
+        host=host,
+        params=kill.KillParameters(**given),
+        process=process,
+        container=None,
+        protects=protects,
+        protects_container=lambda container: "",
     )
 
 
@@ -156,7 +161,10 @@ from stoop.actions.process import kill
 from stoop.spec import ActContext
 host = LinuxHost()
 held = host.hold({victim.pid})
-ctx = ActContext(host=host, params=kill.KillParameters(), process=held, container=None, protects=lambda facts: "")
+nobody = lambda facts: ""
+ctx = ActContext(
+    host=host, params=kill.KillParameters(), process=held, container=None, protects=nobody, protects_container=nobody
+)
 print(held.facts.uid, getattr(kill.begin(ctx), "reason", "begun"))
 """
 

@@ -152,6 +152,9 @@ def _container(ctx: ActContext, process: HeldProcess, signo: int) -> Outcome | B
     container = _find(ctx, process.facts)
     if container is None:
         return Outcome(Verdict.REFUSED, "it is in no container")
+    reason = ctx.protects_container(container)
+    if reason:
+        return Outcome(Verdict.REFUSED, reason)
     if signo != signal.SIGKILL:
         return _gathered(ctx, process, signo, container)
     begun = begin_whole(ctx.host, ctx.protects, container)
