@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import trio
 
+from agent.again import may_be_tried_again
 from agent.control import Followers
 from agent.front import Front
 from agent.link import Link
@@ -82,6 +83,7 @@ class Reflex:
         self._token: trio.lowlevel.TrioToken | None = None
         self._early: list[tuple[str, dict[str, object]]] = []
         self.recovery: Recovery | None = None
+        self._unknown: tuple[Record, ...] = ()
         self.link = Link(self._from_helper, self._helper_started)
         self.host = LinuxHost()
         self.own = Own(self.host, self.host.boot_id)
@@ -95,7 +97,9 @@ class Reflex:
             keeps=self.keeps,
             disarmed=self._rule_disarmed,
         )
-        recorder = Recorder(self.journal, self.metrics, self.mode, (self.followers.put, self._tell_helper))
+        self.recorder = recorder = Recorder(
+            self.journal, self.metrics, self.mode, (self.followers.put, self._tell_helper)
+        )
         self.memory = Memory(config.guard.dedup_window_ns)
         self.responder = Responder(
             Parts(
@@ -160,7 +164,7 @@ class Reflex:
 
     def recover(self, recovery: Recovery) -> None:
         """What an earlier life left: never done twice, and said."""
-        self.recovery = recovery
+        self.recovery, self._unknown = recovery, recovery.unknown
         self.switches.load()
         self.keeps.limits.disarmed.update(self.switches.disarmed)
         self.memory.restore(recovery.recent_acts, self.clocks.mono_ns())
@@ -188,6 +192,11 @@ class Reflex:
     def _use(self, rules: RuleSet) -> RuleSet:
         """Swap the rules; the collector never looks at the new ones, as at all that was there at the start."""
         old = self.responder.use(rules)
+        unknown, self._unknown = self._unknown, ()
+        if unknown:
+            acts = may_be_tried_again(unknown, (rule.form for rule in rules.rules), CATALOGUE)
+            self.memory.let_again(acts)
+            self.recorder.expect_again(acts)
         gc.freeze()
         return old
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from stoop.engine import Repeat, act_id
@@ -62,6 +62,11 @@ class Recorder:
         self.metrics = metrics
         self._mode = mode
         self._sinks = sinks
+        self._again: set[str] = set()
+
+    def expect_again(self, acts: Iterable[str]) -> None:
+        """These acts are recorded already, as failed: what comes of them now amends that."""
+        self._again.update(acts)
 
     def took(self, kind: str, count: int, delays_ns: Sequence[int]) -> None:
         """So many alerts came in this way, so long after their events."""
@@ -97,7 +102,11 @@ class Recorder:
         self, run: Run, index: int, outcome: Outcome, *, slot: int = -1, when: When = NEVER, amends: bool = False
     ) -> None:
         """One act of this run ended so."""
-        self._send(self._record(run, index, act_id(run.id, index), outcome, when, amends), slot)
+        act = act_id(run.id, index)
+        if self._again and act in self._again:
+            self._again.discard(act)
+            amends = True
+        self._send(self._record(run, index, act, outcome, when, amends), slot)
 
     def repeated(self, run: Run, repeat: Repeat) -> None:
         """An act was asked for again: the first time is recorded, later ones are a count."""

@@ -129,6 +129,7 @@ class ActionSpec(Spec, frozen=True, kw_only=True):
     `needs`: alert fields of which each group needs at least one (`(("proc.pid",),)`).
     `node_rights`: Linux capabilities (capabilities(7)) it needs on the node.
     `continue_default`: Talon's default of `continue` for this actionner.
+    `idempotent_with`: which parameters it is idempotent with, where it is not with all.
     """
 
     target: TargetKind
@@ -140,10 +141,16 @@ class ActionSpec(Spec, frozen=True, kw_only=True):
     reversible: bool = False
     destroys: bool = False
     idempotent: bool = False
+    idempotent_with: Callable[[Any], bool] | None = None
     blocking: bool = False
     output: OutputUse = OutputUse.NONE
     node_rights: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+
+
+def repeatable(spec: ActionSpec, params: Any) -> bool:
+    """Whether an act with these parameters may be done twice: it is the same as once."""
+    return spec.idempotent and (spec.idempotent_with is None or spec.idempotent_with(params))
 
 
 class OutputSpec(Spec, frozen=True, kw_only=True):

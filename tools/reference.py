@@ -114,11 +114,17 @@ def _action(action: Action) -> str:
     return _entry(spec, facts, spec.node_rights)
 
 
+def _repeats(spec: ActionSpec) -> str:
+    if not spec.idempotent:
+        return "each run counts"
+    return "may be repeated" + (" (with some of its parameters)" if spec.idempotent_with is not None else "")
+
+
 def _nature(spec: ActionSpec) -> str:
     words = [
         "destroys" if spec.destroys else "destroys nothing by itself",
         "can be undone" if spec.reversible else "can't be undone",
-        "may be repeated" if spec.idempotent else "each run counts",
+        _repeats(spec),
     ]
     return ", ".join(words)
 

@@ -178,7 +178,7 @@ def test_an_act_that_was_written_but_not_freed_is_finished(bench: Bench) -> None
     journal = bench.opened()
     journal.put(record(1))
     journal.close()
-    left_behind(bench.dir, acted=True)
+    left_behind(bench.dir, acted=True, ended=Verdict.DONE)
     journal = bench.opened()
     assert bench.recovery.unfinished == ()
     assert journal.status().ring_used == 0

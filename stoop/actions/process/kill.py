@@ -99,8 +99,9 @@ SPEC = ActionSpec(
     sources=("syscall",),
     needs=(("proc.pid",),),
     destroys=True,
-    # A process dies once: the second time it has exited already.
+    # A process dies once: the second time it has exited already. Every other signal it may count.
     idempotent=True,
+    idempotent_with=lambda params: signal_number(params.signal) == signal.SIGKILL,
     node_rights=("CAP_KILL", "CAP_SYS_PTRACE"),
     example="""\
 - action: Kill the process
