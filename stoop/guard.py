@@ -25,7 +25,7 @@ PID_LIMIT = 4_194_304
 MINUTE_NS = 60_000_000_000
 
 MAX_LIMIT_KEYS = 10_000
-"""Rules × targets kept for the limits; the oldest goes first."""
+"""Rules, and targets of each, kept for the limits; the oldest goes first. A limit above it can't be tripped."""
 
 NO_TIME = "the alert carries no time, so its process can't be told from one that got the same pid later"
 NO_TIME_CONTAINER = "the alert carries no time, so it can't be told whether it is too old, or of before a restart"
@@ -256,7 +256,7 @@ class Limits:
 
     def __init__(self, policy: Policy, disarmed: Mapping[str, str]) -> None:
         self._policy = policy
-        self._touched: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._touched: OrderedDict[str, OrderedDict[str, int]] = OrderedDict()  # by rule and target: when, oldest first
         self.disarmed: dict[str, str] = dict(disarmed)
 
     def is_disarmed(self, rule: str) -> str:
@@ -265,33 +265,38 @@ class Limits:
 
     def admit(self, rule: str, target: str, mono_ns: int, *, disarm: bool = True) -> str:
         """Count a target about to be touched; "" or the reason why the rule is disarmed by it."""
-        self._forget(mono_ns)
-        for scope, most in ((rule, self._policy.max_targets), (ALL_RULES, self._policy.max_targets_total)):
-            known = {touched for name, touched in self._touched if name == scope}
-            if not most or target in known or len(known) < most:
+        limits = ((rule, self._policy.max_targets), (ALL_RULES, self._policy.max_targets_total))
+        counted = [(scope, most, self._known(scope, mono_ns)) for scope, most in limits if most]
+        for scope, most, known in counted:
+            if target in known or len(known) < most:
                 continue
             whose = "this rule" if scope == rule else "all rules together"
             reason = f"{whose} would touch more than {most} distinct targets in a minute"
             if disarm:
                 self.disarmed[scope] = reason
             return reason
-        for scope in (rule, ALL_RULES):
-            self._touched[scope, target] = mono_ns
-            self._touched.move_to_end((scope, target))
+        for _, _, known in counted:
+            known[target] = mono_ns
+            known.move_to_end(target)
         return ""
 
     def arm(self, rule: str) -> bool:
         """Arm a rule again (`*`: the limit over all rules); False when it was not disarmed."""
-        for key in [key for key in self._touched if rule in (ALL_RULES, key[0]) or key[0] == ALL_RULES]:
-            del self._touched[key]
+        if rule == ALL_RULES:
+            self._touched.clear()
+        for scope in (rule, ALL_RULES):
+            self._touched.pop(scope, None)
         return self.disarmed.pop(rule, None) is not None
 
-    def _forget(self, mono_ns: int) -> None:
-        while self._touched:
-            key, at = next(iter(self._touched.items()))
-            if mono_ns - at <= MINUTE_NS and len(self._touched) < MAX_LIMIT_KEYS:
-                return
-            del self._touched[key]
+    def _known(self, scope: str, mono_ns: int) -> OrderedDict[str, int]:
+        """What a rule touched within the last minute."""
+        known = self._touched.setdefault(scope, OrderedDict())
+        self._touched.move_to_end(scope)
+        if len(self._touched) > MAX_LIMIT_KEYS:
+            self._touched.popitem(last=False)
+        while known and (mono_ns - next(iter(known.values())) > MINUTE_NS or len(known) >= MAX_LIMIT_KEYS):
+            known.popitem(last=False)
+        return known
 
 
 def target_key(facts: ProcessFacts) -> str:

@@ -298,3 +298,11 @@ class TestLimits:
     def test_zero_is_no_limit(self) -> None:
         limits = guard.Limits(msgspec.structs.replace(POLICY, max_targets=0, max_targets_total=0), {})
         assert all(limits.admit("R", f"t{number}", 0) == "" for number in range(100))
+
+    def test_a_rule_of_which_nothing_is_counted_does_not_push_out_what_is(self) -> None:
+        limits = guard.Limits(msgspec.structs.replace(POLICY, max_targets_total=0), {})
+        for number in range(5):
+            limits.admit("R", f"t{number}", 0)
+        for number in range(guard.MAX_LIMIT_KEYS):
+            limits.admit(f"R{number % 3000}", f"t{number}", 1)
+        assert "more than 5" in limits.admit("R", "t5", 2)

@@ -110,6 +110,18 @@ def test_a_mode_that_can_not_be_read_means_observe(make_agent: MakeAgent, spawn:
     assert answer(agent, victim)["outcome"] == "done"
 
 
+def test_a_mode_that_can_not_be_kept_holds_and_is_told(make_agent: MakeAgent, spawn: Spawn) -> None:
+    agent = make_agent()
+    (agent.state_dir / "mode.json.new").mkdir()  # in the way of the file that is written first
+    ended = agent.stoop("mode", "off")
+    assert ended.returncode != 0
+    assert "could not be written down" in ended.stderr
+    victim = spawn("sleep", "1000")
+    assert answer(agent, victim)["outcome"] == "skipped"
+    await_that(lambda: "a switch can't be kept" in agent.said(), "it is logged")
+    assert lives(victim)
+
+
 def test_what_is_no_mode_changes_nothing(make_agent: MakeAgent) -> None:
     agent = make_agent()
     ended = agent.stoop("mode", "sleep")
