@@ -89,7 +89,9 @@ class Switches:
     def _read(self, name: str, kind: type[T], otherwise: T) -> T | None:
         path = self._dir / name
         try:
-            with path.open("rb") as file:
+            # Not to be waited for: what is no file (a pipe) gives nothing, which is no mode either.
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(fd, "rb") as file:
                 return msgspec.json.decode(file.read(MAX_FILE), type=kind)
         except FileNotFoundError:
             return None
