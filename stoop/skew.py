@@ -115,8 +115,11 @@ class Skew:
         return lag if lag < 0 or lag > FALCO_POLL_NS else 0
 
     def ours(self, event_ns: int) -> int:
-        """When an event that Falco stamped so happened, by our clock."""
-        return event_ns + self.drift_ns
+        """When an event that Falco stamped so happened, by our clock, for its age.
+
+        Corrected by a step that was seen, never by a lag that is only estimated: a backlog can look like one.
+        """
+        return event_ns + (self._step(self._least) if self._delays else 0)
 
     def bounds(self, event_ns: int) -> tuple[int, int]:
         """(earliest, latest) instant of our clock at which an event that Falco stamped so may have happened."""

@@ -21,6 +21,10 @@ def skewed(*delays_ns: int) -> Skew:
 
 
 class TestSkew:
+    def test_an_age_is_not_corrected_by_what_is_only_estimated(self) -> None:
+        assert skewed(*[3 * SECOND] * ESTABLISHED).ours(NOW) == NOW
+        assert skewed(-SECOND).ours(NOW) == NOW
+
     def test_a_short_lag_is_falcos_latency_and_not_its_clock(self) -> None:
         assert skewed(*[12_000_000] * 20).drift_ns == 0
 
