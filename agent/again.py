@@ -15,14 +15,14 @@ from stoop.rules.model import RuleForm
 from stoop.spec import Catalogue, repeatable
 
 
-def may_be_tried_again(records: Collection[Record], rules: Iterable[RuleForm], catalogue: Catalogue) -> frozenset[str]:
+def may_be_tried_again(records: Collection[Record], rules: Iterable[RuleForm], catalogue: Catalogue) -> list[Record]:
     """Those of these acts that the rules of now still ask for in the same place, and that may be repeated."""
     names = {record.rule for record in records}
-    found = set()
+    found: list[Record] = []
     for form in rules:
         if form.rule in names:
-            found |= {record.act for record in records if record.rule == form.rule and _may(record, form, catalogue)}
-    return frozenset(found)
+            found += (record for record in records if record.rule == form.rule and _may(record, form, catalogue))
+    return found
 
 
 def _may(record: Record, form: RuleForm, catalogue: Catalogue) -> bool:

@@ -194,9 +194,9 @@ class Reflex:
         old = self.responder.use(rules)
         unknown, self._unknown = self._unknown, ()
         if unknown:
-            acts = may_be_tried_again(unknown, (rule.form for rule in rules.rules), CATALOGUE)
-            self.memory.let_again(acts)
-            self.recorder.expect_again(acts)
+            again = may_be_tried_again(unknown, (rule.form for rule in rules.rules), CATALOGUE)
+            self.memory.let_again(record.act for record in again)
+            self.recorder.expect_again(again)
         gc.freeze()
         return old
 

@@ -258,6 +258,22 @@ def test_a_kill_that_may_not_have_been_is_done_when_its_alert_comes_again(make_a
     assert agent.status()["recovery"] == {"clean": True, "unfinished": 0, "window": None}
 
 
+def test_a_kill_that_has_been_after_all_is_not_forgotten(make_agent: MakeAgent, spawn: Spawn) -> None:
+    """The signal was sent, only that was not written down: there is nothing to do, and the record says whom it was."""
+    agent = make_agent(start=False, node_name=NODE)
+    victim = spawn("sleep", "1000")
+    said = alert(victim.pid)
+    planned(agent, said, victim.pid)
+    victim.kill()
+    victim.wait(PATIENCE_S)
+    agent.start()
+    agent.send(said)
+    await_that(lambda: agent.rows()[0]["outcome"] == "skipped", "the record is amended")
+    (row,) = agent.records(1)
+    assert (row["target"]["pid"], row["target"]["identity"]) == (victim.pid, "of another boot")
+    assert row["details"]["first"].startswith("failed: the agent ended before it could say")
+
+
 def test_a_signal_that_may_count_is_not_sent_again(make_agent: MakeAgent, spawn: Spawn) -> None:
     """Sent twice HUP is not HUP once: what may have been done stays `failed`, and a person is told."""
     agent = make_agent(HUP_IT, start=False, node_name=NODE)
