@@ -266,9 +266,14 @@ class Responder:
         mono_ns = parts.clocks.mono_ns()
         if self._repeated(run, act, key, mono_ns):
             return False
-        parts.memory.remember(act, key, mono_ns)
         outcome = parts.judge.allow(run, ready, mono_ns, parts.mode())
         decided_ns = parts.clocks.now_ns()
+        if outcome is not None and outcome.verdict is Verdict.REFUSED:
+            # The next alert may prove what this one could not: only the same refusal again is a repeat.
+            key = (run.rule.form.rule, f"{ready.target} {outcome.reason}", run.index)
+            if self._repeated(run, act, key, mono_ns):
+                return False
+        parts.memory.remember(act, key, mono_ns)
         if outcome is not None:
             parts.recorder.emit(run, run.index, outcome, when=When(decided_ns))
             return self._next(run, outcome)

@@ -204,6 +204,19 @@ class TestOddTimes:
 
 
 class TestRepeats:
+    def test_a_refusal_does_not_spare_its_target_from_the_next_alert_and_is_told_once(self) -> None:
+        careful = MatchForm(rules=("Shell",), entries=((Condition("k8s.ns.name", True, ("kube-system",)),),))
+        bench = bench_of(rule(step("done"), match=careful))
+        bench.host.add_in_container(40, "c" * 64)
+        for number in range(3):
+            bench.accept(alert_of(proc_pid=40, container_id="c" * 12, k8s_ns_name=None, evt_num=number))
+        refused = bench.ledger.records[0]
+        assert refused.verdict is Verdict.REFUSED
+        assert bench.told[1:] == [("rule", "skipped", f"duplicate of {refused.act}")]
+        bench.accept(alert_of(proc_pid=40, container_id="c" * 12, k8s_ns_name="shop", evt_num=3))
+        assert bench.told[2:] == [("rule", "done", "")]
+        assert balanced(bench)
+
     def test_the_first_is_recorded_and_later_ones_are_counted_once_a_second(self) -> None:
         bench = bench_of(rule(step("done")))
         bench.host.add(40)
