@@ -6,6 +6,8 @@ stop:  intakes → what is under way, until the grace period ends → responder 
 
 from __future__ import annotations
 
+import agent.loading  # isort: skip  # noqa: F401 - before trio
+
 import argparse
 import faulthandler
 import os
