@@ -21,10 +21,11 @@ from typing import Any
 import trio
 
 from agent.control import ControlServer
+from agent.link import Link
 from agent.reflex import Marks, Reflex
 from stoop import config as configuration
 from stoop.config import DEFAULT_PATH, Config
-from stoop.errors import UserError
+from stoop.errors import StartRefused, UserError
 from stoop.intake.file import FileIntake
 from stoop.intake.http import HttpIntake
 from stoop.intake.stdin import StdinIntake
@@ -172,15 +173,24 @@ async def _first_rules(reflex: Reflex, told: trio.Event) -> None:
     with trio.move_on_after(FIRST_RULES_SECONDS) as patience:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_when, told, nursery.cancel_scope)
+            nursery.start_soon(_refuse_without_helper, reflex.link)
             await reflex.rulebook.first()
             nursery.cancel_scope.cancel()
-    if patience.cancelled_caught and reflex.link.trouble:
-        raise UserError(f"the helper can't be started: {reflex.link.trouble}", where=sys.executable)
     if patience.cancelled_caught:
         raise UserError(
             f"the helper did not check the rules within {FIRST_RULES_SECONDS:g} s",
             hint="run `stoop rules check` to see whether they can be loaded",
         )
+
+
+async def _refuse_without_helper(link: Link) -> None:
+    """Without a helper no rules ever come. Raises StartRefused as soon as that is clear."""
+    why = await link.hopeless()
+    raise StartRefused(
+        f"the helper can't be started: {why}",
+        where=f"{sys.executable} -m agent.helper",
+        hint="see why this command does not run; what it wrote, if anything, stands above",
+    )
 
 
 async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
