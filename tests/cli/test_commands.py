@@ -144,6 +144,16 @@ def test_config_print_shows_values_origins_and_warnings(stoop: Any, write: Calla
     assert {"key": "mode", "value": "observe", "origin": f"{path}:2"} in as_json.lines
 
 
+def test_config_print_warns_of_a_token_that_others_can_read(stoop: Any, write: Callable[..., str]) -> None:
+    token = write("token", "s3cret")
+    path = write("stoop.yaml", f"intake: {{http: {{token_file: {token}}}}}\n")
+    for mode, is_told in ((0o644, True), (0o640, True), (0o600, False)):
+        Path(token).chmod(mode)
+        ran = stoop("config", "print", "-c", path)
+        assert (ran.code, "can be read by others" in ran.err) == (0, is_told), ran.err
+        assert "s3cret" not in ran.out + ran.err
+
+
 def test_a_wrong_configuration_is_told_line_by_line(stoop: Any, write: Callable[..., str]) -> None:
     path = write("stoop.yaml", "mode: maybe\nmetrics: {port: 99999}\n")
     ran = stoop("status", "-c", path)
