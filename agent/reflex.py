@@ -50,6 +50,10 @@ COLLECT = (10_000, 20, 100)
 """Thresholds of the collector (gc.set_threshold): little is left for it, and each look costs the way to an act."""
 
 
+SYNC_SECONDS = 2.0
+"""How long a person waits for the disk before his answer: some ms as a rule, below the 5 s that the command waits."""
+
+
 class Marks:
     """The journal as the file intake's `Marks`."""
 
@@ -286,18 +290,30 @@ class Reflex:
 
     # ------------------------------------------------------------ what a person asks
 
-    def answer(self, request: AnyRequest) -> Any:
+    async def answer(self, request: AnyRequest) -> Any:
         """The result of a request on the control socket. Raises ControlError."""
         if isinstance(request, Status):
             return self.status()
         if isinstance(request, SetMode):
-            return self._set_mode(request)
+            result = self._set_mode(request)
+            return result | {"synced": result["kept"] and await self._synced()}
         if isinstance(request, Arm):
-            return self._arm(request.rule)
+            result = self._arm(request.rule)
+            await self._synced()
+            return result
         if isinstance(request, Reload):
             self.reload()
             return {"asked": True}
         raise ControlError("that can't be asked here")
+
+    async def _synced(self) -> bool:
+        """What was switched holds already; wait until it outlives a power cut too, but not for ever."""
+        why = f"the disk did not take it within {SYNC_SECONDS:g} s"
+        with trio.move_on_after(SYNC_SECONDS):
+            why = await trio.to_thread.run_sync(self.switches.sync, abandon_on_cancel=True)
+        if why:
+            self.warn("a switch may not outlive a power cut", error=why)
+        return not why
 
     def look_at_clock(self) -> None:
         """Notice a step of the node's clock, and say it. Two clocks are read: some 0.3 µs."""

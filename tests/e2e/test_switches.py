@@ -30,7 +30,8 @@ def answer(agent: Agent, process: Process, **top: Any) -> Row:
 
 
 def switch(agent: Agent, mode: Mode, for_s: float | None = None) -> None:
-    assert ask(agent.control_path, SetMode(mode, for_s))["mode"] == str(mode)
+    told = ask(agent.control_path, SetMode(mode, for_s))
+    assert (told["mode"], told["kept"], told["synced"]) == (str(mode), True, True)
 
 
 def programs(directory: Path, count: int) -> list[str]:
