@@ -115,6 +115,7 @@ def run(config: Config) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL)
     _raise_open_files()
     reflex = Reflex(config)
+    reflex.own.reserve.fill()
     age_s = config.guard.max_alert_age_ns / 1e9
     # An alert that comes again after twice its age has expired in any case; without an age, an hour is remembered.
     recovery = reflex.journal.open(recent_s=2 * age_s or RECENT_SECONDS)

@@ -327,6 +327,7 @@ class Reflex:
         self.reach.look(self.bound.get("unix"))
         self.responder.tell_repeats()
         self.rulebook.dispose()
+        self.own.look_again()
         self.mode()
 
     def rules_changed(self, reading: Reading) -> None:
