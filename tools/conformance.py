@@ -288,6 +288,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, lzma.LZMAError, json.JSONDecodeError, msgspec.DecodeError, KeyError) as error:
         print(f"{path}: not a file of cases: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
         return 2
+    if not report.passed and not report.deviations:
+        print(f"{path}: there is no case in it", file=sys.stderr)  # noqa: T201
+        return 2
     for line in (*report.deviations, *report.remarks, report):
         print(line)  # noqa: T201
     return 1 if report.failed else 0
