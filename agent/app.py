@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(arguments.config, arguments.rules, os.environ)
         for warning in config.warnings:
-            print(f"stoop-agent: {printable(warning)}", file=sys.stderr)  # noqa: T201 - there is no log before the helper
+            print(f"stoop-agent: {printable(_warning(warning))}", file=sys.stderr)  # noqa: T201 - there is no log before the helper
         run(config)
     except UserError as error:
         complaints: list[UserError] = [error]
@@ -72,9 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         return 0
     for complaint in complaints:
-        for line in str(complaint).splitlines():
+        for line in (*map(_warning, complaint.warnings), *str(complaint).splitlines()):
             print(f"stoop-agent: {printable(line)}", file=sys.stderr)  # noqa: T201 - the program ends with it
     return 2
+
+
+def _warning(text: object) -> str:
+    return f"warning: {text}"
 
 
 def _complaints(group: BaseExceptionGroup[BaseException]) -> list[UserError]:

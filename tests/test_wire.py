@@ -24,6 +24,7 @@ MESSAGES: list[wire.AnyMessage] = [
     wire.RuleReady(1, msgspec.Raw(msgspec.msgpack.encode({"rule": "x"}))),
     wire.RulesEnd(1, ("careful",)),
     wire.RulesRejected(1, ("rules.yaml:1:1: no",)),
+    wire.RulesRejected(1, ("rules.yaml:1:1: no",), ("rules.yaml:2:1: odd",)),
 ]
 
 

@@ -10,7 +10,7 @@ from stoop.cli import FINE, USAGE, catalogue, live, replay_command, rules, runni
 from stoop.cli.explain import explain
 from stoop.cli.history import history
 from stoop.cli.screen import err, plain
-from stoop.errors import AlertError, RulesError, StoopError
+from stoop.errors import AlertError, RulesError, StoopError, UserError
 
 
 def _typer(help_text: str) -> typer.Typer:
@@ -85,7 +85,8 @@ def run_command(argv: list[str]) -> int:
     except AlertError as error:
         return _complain(f"not an alert: {error.reason}")
     except StoopError as error:
-        for line in str(error).splitlines():
+        warnings = error.warnings if isinstance(error, UserError) else ()
+        for line in (*(f"warning: {warning}" for warning in warnings), *str(error).splitlines()):
             _complain(line)
         return USAGE
     return code if isinstance(code, int) else FINE

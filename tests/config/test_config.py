@@ -210,7 +210,14 @@ class TestProblems:
         with pytest.raises(ConfigErrors) as caught:
             load("mode: a\nlog_format: [b]\nguard: {max_targets: -1}")
         assert len(str(caught.value).splitlines()) == 3
+        assert not caught.value.warnings
         assert isinstance(caught.value, ConfigError)
+
+    def test_what_is_odd_is_told_beside_what_is_wrong(self, load: Loading) -> None:
+        with pytest.raises(ConfigErrors) as caught:
+            load("mode: a\nmodus: off")
+        assert "modus" in str(caught.value.warnings)
+        assert "modus" not in str(caught.value)
 
     @given(st.binary(max_size=200))
     def test_any_bytes_are_a_config_or_an_error(self, tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
