@@ -192,7 +192,8 @@ class NodeReader:
                 return RawParameters()
             found = RawParameters(given=True)
             for key, value in self.pairs(content):
-                if not self.is_null(key):
-                    found.values[key.text] = self.value(value)
-                    found.places[key.text] = self.place(key)
+                name = self.text(key, "a parameter's name")
+                if name.place.line:
+                    found.values[name.text] = self.value(value)
+                    found.places[name.text] = name.place
             return found

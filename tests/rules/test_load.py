@@ -111,6 +111,10 @@ def test_files_without_rules(load_text: LoadText, text: str) -> None:
     assert load_text(text).rules == ()
 
 
+def test_a_question_mark_in_a_flow_text(load_text: LoadText) -> None:
+    assert load_text("- rule: R\n  match: {rules: [What is it?x]}\n" + CORDON).rules[0].match.rules == ("What is it?x",)
+
+
 # ---------------------------------------------------------------- problems
 
 
