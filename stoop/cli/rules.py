@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+import typer
 import yaml
 
 from stoop.catalogue import CATALOGUE
@@ -18,15 +19,18 @@ from stoop.rules import ActionForm, Loaded, RuleForm, load
 UNREADABLE = "unreadable"
 """The code of a problem that is no fault of what a file says: there is no such file, or it can't be read."""
 
+FilesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="FILE", help="The same as --rules FILE.", show_default=False)
+]
 
-def check(rules: RulesOption = None, config: ConfigOption = None) -> int:
+
+def check(files: FilesArgument = None, rules: RulesOption = None, config: ConfigOption = None) -> int:
     """Check rules files.
 
     Every problem is told with its place, and what is odd. Exit 1 when they can't be used, 2 when a file can't be read.
     """
-    files = rules_files(rules, config)
     try:
-        loaded = load_rules(files)
+        loaded = load_rules(rules_files([*(files or ()), *(rules or ())], config))
     except RulesError as error:
         if all(problem.code == UNREADABLE for problem in error.problems):
             raise  # of the rules there is nothing to say
@@ -41,12 +45,12 @@ def check(rules: RulesOption = None, config: ConfigOption = None) -> int:
     return FINE
 
 
-def print_rules(rules: RulesOption = None, config: ConfigOption = None) -> int:
+def print_rules(files: FilesArgument = None, rules: RulesOption = None, config: ConfigOption = None) -> int:
     """Print the rules in effect.
 
     Merged over all files, with what their actions inherit.
     """
-    loaded = load_with_warnings(rules, config)
+    loaded = load_with_warnings([*(files or ()), *(rules or ())], config)
     raw("---")
     raw(yaml.safe_dump([_rule(form) for form in loaded.rules], sort_keys=False, allow_unicode=False, width=120))
     return FINE

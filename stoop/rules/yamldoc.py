@@ -33,6 +33,7 @@ LOADER: Any = yaml.CBaseLoader if yaml.__with_libyaml__ else yaml.BaseLoader
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _LINE_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
+_UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _DIRECTIVE = re.compile(r"(?:^|[\n\r\x85\u2028\u2029])%")
 
 
@@ -146,6 +147,8 @@ def compose(file: str, data: bytes, budget: Budget, loader: Any = LOADER) -> Doc
         raise _partial(error.problem, composer, text) from error
     except yaml.MarkedYAMLError as error:
         raise _partial(_syntax(file, error), composer, text) from error
+    except yaml.reader.ReaderError as error:
+        raise _partial(_unprintable(file, text), composer, text) from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         # ValueError, OverflowError: the pure Python scanner on an escape beyond Unicode.
         message = " ".join(str(error).split())[:200]
@@ -171,6 +174,15 @@ def _text(file: str, data: bytes) -> str:
         message = f"byte {column} of the line is not {encoding.removesuffix('-sig').upper()}"
         problem = Problem("yaml-syntax", message, file, line, hint="save the file as UTF-8")
         raise YamlError(problem, unread=data.decode(encoding, "replace")) from error
+
+
+def _unprintable(file: str, text: str) -> Problem:
+    """Which character YAML does not allow: of its place both parsers say something else, neither the line."""
+    found = _UNPRINTABLE.search(text)
+    at = found.start() if found else 0
+    before = _LINE_BREAK.split(text[:at])
+    message = f"not YAML: the character {text[at : at + 1]!a} is not allowed"
+    return Problem("yaml-syntax", message, file, len(before), len(before[-1]) + 1, hint="take it out")
 
 
 def _too_much(file: str, what: str, text: str) -> YamlError:

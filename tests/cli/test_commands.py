@@ -58,6 +58,10 @@ def test_no_words_show_the_help(stoop: Any, words: list[str]) -> None:
     ("words", "says"),
     [
         (["nope"], "No such command 'nope'. (see `stoop --help`)"),
+        (["rules", "nope"], "No such command 'nope'. (see `stoop rules --help`)"),
+        (["rules", "check", "--nope"], "No such option: --nope (see `stoop rules check --help`)"),
+        (["rules", "check", ""], "the name of a file is empty"),
+        (["explain", ""], "the name of a file is empty"),
         (["status", "--nope"], "No such option: --nope (see `stoop status --help`)"),
         (["explain"], "Missing argument 'alert'. (see `stoop explain --help`)"),
         (["mode", "maybe"], "'maybe' is not one of 'off', 'observe', 'enforce'"),

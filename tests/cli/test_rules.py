@@ -100,3 +100,9 @@ def test_files_that_cannot_be_read_are_told_beside_what_is_wrong_in_others(
         assert problems[1] == f"{tmp_path}: can't be read: Is a directory"
         assert problems[2].startswith(f"{bad}:2:13: rule 'a': continue must be")
         assert "actionner" not in ran.err
+
+
+def test_files_may_be_named_without_a_flag(stoop: Any, write: Callable[..., str]) -> None:
+    first, second = write("a.yaml", GOOD), write("b.yaml", "- action: Kill it\n  parameters: {scope: session}\n")
+    assert stoop("rules", "check", first).code == 0
+    assert stoop("rules", "print", first, second).out == stoop("rules", "print", "-r", first, "-r", second).out

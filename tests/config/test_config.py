@@ -195,12 +195,14 @@ class TestProblems:
             ("metrics: {address: here}", "1: metrics.address: 'here' is not an IP address: write 127.0.0.1"),
             ("control: {path: /" + "x" * 107 + "}", "1: control.path: the path is longer than 107 bytes"),
             (b"mode: \xff\xfe", "this is not YAML: "),
+            (b"a\x84", "invalid leading UTF-8 octet in "),
             ("a: " + "[" * 100_000, "this is not YAML: nested more than 32 levels deep"),
         ],
     )
     def test_one_line_each(self, load: Loading, text: str | bytes, problem: str) -> None:
         (found,) = load.problems(text)
         assert problem.strip() in found
+        assert "\n" not in found
 
     def test_a_long_socket_path_matters_only_where_it_is_used(self, load: Loading) -> None:
         long = "/" + "x" * 107
