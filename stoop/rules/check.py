@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Unpack
 
 from stoop.rules.criteria import condition_of, is_balanced, is_tag, pieces_of, priority_mask, tags_of
-from stoop.rules.items import MATCH_KEYS, RULE_KEYS
+from stoop.rules.items import MATCH_KEYS, RULE_KEYS, advice_on
 from stoop.rules.model import ANY_PRIORITY, ActionForm, Condition, MatchForm, OutputForm, RuleForm
 from stoop.rules.notes import More, Notes, near, shown
 from stoop.rules.params import check_parameters, find_unknown, is_given, parameter_names
@@ -126,9 +126,8 @@ class Checker:
         stray = rule.match.unknown or rule.unknown
         why = f", for it knows no key {shown(stray[0].text)}" if stray else ""
         message = f"the rule matches every alert{why}, and {destroyer.actionner} destroys"
-        known = MATCH_KEYS if rule.match.unknown else RULE_KEYS
-        guess = near(stray[0].text, known) if stray else ""
-        meant = f"did you mean {guess}? If not, " if guess else ""
+        advice = advice_on(stray[0].text, MATCH_KEYS if rule.match.unknown else RULE_KEYS) if stray else ""
+        meant = f"{advice}{'' if advice.endswith('?') else ';'} if not, " if advice else ""
         hint = f"{meant}give it a match, or match_all: true when every alert is meant"
         tell.problem("match-all", message, stray[0].place if stray else rule.place, hint=hint)
 

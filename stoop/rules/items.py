@@ -45,7 +45,14 @@ _ADVICE = {
     "contexts": "write additional_contexts",
     "enabled": "there is no key to switch a rule off: take it out, or use dry_run: true",
     "disabled": "there is no key to switch a rule off: take it out, or use dry_run: true",
+    **dict.fromkeys(MATCH_KEYS, "it belongs under match"),
+    **dict.fromkeys(("dry_run", "notifiers", "allow_host", "match_all"), "it is a key of the rule"),
+    **dict.fromkeys(
+        ("actionner", "ignore_errors", "additional_contexts", "parameters", "output"), "it is a key of an action"
+    ),
+    "target": "it belongs under output",
 }
+"""What to do about keys that look right and stand in the wrong place, or that mean nothing anywhere."""
 
 
 class Items:
@@ -137,8 +144,7 @@ def _unknown(reader: NodeReader, pairs: Pairs, known: tuple[str, ...], where: st
     for key in unknown:
         if reader.notes.full:
             break
-        guess = near(key.text, known)
-        hint = _ADVICE.get(key.text) or (f"did you mean {guess}?" if guess else f"known here: {', '.join(known)}")
+        hint = advice_on(key.text, known) or f"known here: {', '.join(known)}"
         message = f"unknown key {shown(key.text)}{where} is ignored"
         reader.notes.warn("unknown-key", message, key.place, detail=key.text, hint=hint)
     return unknown
@@ -149,6 +155,12 @@ def _pairs(reader: NodeReader, mapping: Mapping, known: Iterable[str]) -> tuple[
     told = reader.notes.told
     pairs = reader.pairs(mapping)
     return pairs, set(known) - _NAME_KEYS if reader.notes.told > told else set()
+
+
+def advice_on(key: str, known: Iterable[str]) -> str:
+    """What to write instead of an unknown key where these are known, or the empty text."""
+    guess = near(key, known)
+    return _ADVICE.get(key) or (f"did you mean {guess}?" if guess else "")
 
 
 def _action(reader: NodeReader, node: Node, pairs: Pairs, broken: set[str]) -> RawAction:
