@@ -118,31 +118,6 @@ def test_a_question_mark_in_a_flow_text(load_text: LoadText) -> None:
 # ---------------------------------------------------------------- problems
 
 
-def test_what_can_not_be_read_hides_no_other_problem(problems_of: ProblemsOf) -> None:
-    odd = """\
-- rule: One
-  match: {rules: 7}
-  actions: [{action: a, actionner: no:such}]
-- rule: Two
-  match: {priority: Foo}
-  actions: [{action: b, actionner: "process:kill", parameters: {signal: LOUD}}]
-"""
-    found = [brief(problem) for problem in problems_of("- [", odd)]
-    assert found == [
-        ("yaml-syntax", 2, 1),
-        ("yaml-type", 2, 18),
-        ("priority", 5, 21),
-        ("actionner-unknown", 3, 36),
-        ("param-value", 6, 65),
-    ]
-
-
-def test_what_may_stand_in_an_unread_file_is_not_missed(problems_of: ProblemsOf) -> None:
-    elsewhere = "- rule: One\n  match: {rules: [F]}\n  actions: [{action: defined above}]\n- rule: Two\n"
-    assert [problem.code for problem in problems_of("- [", elsewhere)] == ["yaml-syntax"]
-    assert [problem.code for problem in problems_of(elsewhere)] == ["actionner-missing", "actionner-form", "no-action"]
-
-
 def test_every_problem_is_told_structure_of_all_rules_first(problems_of: ProblemsOf) -> None:
     problems = problems_of(
         """\
