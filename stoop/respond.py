@@ -10,20 +10,19 @@ an act that was given up turns out to have worked.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import trio
 
 from stoop.alert import Alert, alert_id
 from stoop.backlog import INLINE_RUNS, TURN_RUNS, Backlog
-from stoop.engine import Memory, act_id, run_id, should_continue
+from stoop.engine import act_id, run_id, should_continue
 from stoop.errors import ActFailed
-from stoop.judge import Judge
 from stoop.lanes import Lanes
-from stoop.recorder import Recorder
+from stoop.parts import Parts
 from stoop.rules import Hit, Rule, RuleSet
-from stoop.runs import Batch, Clocks, Doing, Matched, Ready, Run, When
-from stoop.spec import Begun, Mode, NodeHost, Outcome, Verdict
+from stoop.runs import Batch, Doing, Matched, Ready, Run, When
+from stoop.spec import Begun, Outcome, Verdict
 from stoop.subject import Seen, Subject
 
 AMEND_SECONDS = 600.0
@@ -36,20 +35,6 @@ LIVE_INTAKES = frozenset({"unix", "http"})
 """Ways in by which Falco's alerts come at once: how late they come tells of its clock."""
 
 STOPPED = "the agent stopped before its turn came"
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What a responder stands on. It owns none of them."""
-
-    node: str
-    host: NodeHost
-    judge: Judge
-    memory: Memory
-    recorder: Recorder
-    clocks: Clocks
-    mode: Callable[[], Mode]
-    act_deadline_s: float
 
 
 class Responder:
@@ -267,17 +252,22 @@ class Responder:
         if self._repeated(run, act, key, mono_ns):
             return False
         parts.memory.remember(act, key, mono_ns)
-        outcome = parts.judge.allow(run, ready, mono_ns, parts.mode())
+        judged: Ready | Outcome = parts.judge.allow(run, ready, mono_ns, parts.mode()) or ready
+        if isinstance(judged, Ready) and ready.action.plan is not None:
+            judged = parts.holdings.take(run, ready, act)
         decided_ns = parts.clocks.now_ns()
-        if outcome is not None:
-            parts.recorder.emit(run, run.index, outcome, when=When(decided_ns))
-            return self._next(run, outcome)
+        if isinstance(judged, Outcome):
+            parts.recorder.emit(run, run.index, judged, when=When(decided_ns))
+            return self._next(run, judged)
+        ready = judged
         slot = parts.recorder.intend(run, ready, decided_ns)
         assert ready.action.begin is not None
         try:
             begun: Begun | Outcome = ready.action.begin(ready.context)
         except ActFailed as error:
             begun = Outcome(Verdict.FAILED, error.reason)
+        if ready.hold:
+            begun = parts.holdings.began(ready, act, begun)
         when = When(decided_ns, parts.clocks.now_ns())
         if isinstance(begun, Begun):
             parts.recorder.ledger.acted(slot)

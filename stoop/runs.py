@@ -73,11 +73,15 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """An act that nothing speaks against, up to the lane being free."""
+    """An act that nothing speaks against, up to the lane being free.
+
+    `target`: the identity of what it acts on, its lane. `hold`: of a reversible act, the act by which it is held.
+    """
 
     action: Action
     context: ActContext
-    target: str  # the identity of what it acts on: its lane
+    target: str
+    hold: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,8 @@ class ActionSpec(Spec, frozen=True, kw_only=True):
     `needs`: alert fields of which each group needs at least one (`(("proc.pid",),)`).
     `node_rights`: Linux capabilities (capabilities(7)) it needs on the node.
     `continue_default`: Talon's default of `continue` for this actionner.
+    `reversible`: it holds something until its `ttl` is over, and gives it back then. `outlives_boot`: what it holds is
+    still held after the machine was restarted (a file that was moved), so it is kept on disk before it is done.
     """
 
     target: TargetKind
@@ -138,6 +140,7 @@ class ActionSpec(Spec, frozen=True, kw_only=True):
     sources: tuple[str, ...] = ()
     needs: tuple[tuple[str, ...], ...] = ()
     reversible: bool = False
+    outlives_boot: bool = False
     destroys: bool = False
     idempotent: bool = False
     blocking: bool = False
@@ -254,8 +257,8 @@ class HeldProcess(Protocol):
         ...
 
 
-class NodeHost(Protocol):
-    """What the node lets an act do. Every method is synchronous and bounded unless it says otherwise."""
+class Lookup(Protocol):
+    """What deciding asks of the node. Every method is synchronous and bounded."""
 
     def hold(self, pid: int) -> HeldProcess:
         """Open a pidfd, then read the facts once. Raises TargetGone, TargetRefused."""
@@ -269,16 +272,20 @@ class NodeHost(Protocol):
         """The same facts with what `hold` leaves out because it is seldom needed. The caller holds the process."""
         ...
 
+    def find_container(self, container_id: str) -> ContainerFacts:
+        """The container whose id begins with this. Raises TargetGone (none), TargetRefused (two directories)."""
+        ...
+
+
+class NodeHost(Lookup, Protocol):
+    """What the node lets an act do. Every method is synchronous and bounded unless it says otherwise."""
+
     def descendants(self, pid: int) -> tuple[int, ...]:
         """Every living descendant of now, parents before children."""
         ...
 
     def session_entry(self, facts: ProcessFacts) -> tuple[int, tuple[int, ...]]:
         """The exec entry that a container's process belongs to, and all its members. Raises TargetRefused."""
-        ...
-
-    def find_container(self, container_id: str) -> ContainerFacts:
-        """The container whose id begins with this. Raises TargetGone (none), TargetRefused (two directories)."""
         ...
 
     def container_members(self, container: ContainerFacts) -> tuple[int, ...]:
@@ -293,6 +300,26 @@ class NodeHost(Protocol):
         """Freeze or thaw; whether this changed it: False without a freezer, and where it was so already."""
         ...
 
+    def is_frozen(self, container: ContainerFacts) -> bool:
+        """Whether all of it stands still now, whoever froze it. Raises ActFailed where there is no freezer."""
+        ...
+
+    def has_control(self, container: ContainerFacts, controller: str, file: str) -> bool:
+        """Whether the container's cgroup has such a control file. `controller`: of v1, "" for v2."""
+        ...
+
+    def block_devices(self) -> tuple[str, ...]:
+        """The node's disks, as `MAJ:MIN`, without those that are memory or a file."""
+        ...
+
+    def read_control(self, container: ContainerFacts, controller: str, file: str) -> str:
+        """What such a file says. Raises ActFailed without one."""
+        ...
+
+    def write_control(self, container: ContainerFacts, controller: str, file: str, value: str) -> None:
+        """Write it. Raises ActFailed, with the kernel's reason."""
+        ...
+
     async def wait_container_empty(self, container: ContainerFacts) -> None:
         """Return once no process is left in the container's cgroup."""
         ...
@@ -301,14 +328,35 @@ class NodeHost(Protocol):
 # ---------------------------------------------------------------- acts
 
 
+class Reversal(msgspec.Struct, frozen=True):
+    """What undoing an act will need, read before the act and kept before it is begun.
+
+    `key`: what of the target is held; a second act with the same key holds nothing anew. `ttl_ns`: for how long, 0 for
+    ever. `state`: what the action's `undo` gets; JSON's types only, ids and paths and old values. `then`: what becomes
+    of the target when the time is over, for a person.
+    """
+
+    key: str
+    ttl_ns: int
+    state: dict[str, Any]
+    then: str = "given back"
+
+
 class ActContext(msgspec.Struct, frozen=True):
-    """What `begin` gets: the held target, the typed parameters, and a way to ask whether a process is protected."""
+    """What `begin` gets: the held target, the typed parameters, and a way to ask whether a process is protected.
+
+    `act`: the id of this act. Of a reversible one: `reversal`, what was kept (if its key was held already, of that
+    time), and `keep`, to add to the state that `undo` gets before something more is changed.
+    """
 
     host: NodeHost
     params: Any
     process: HeldProcess | None
     container: ContainerFacts | None
     protects: Callable[[ProcessFacts], str]  # "" or the reason why this process must not be touched
+    act: str = ""
+    reversal: Reversal | None = None
+    keep: Callable[[dict[str, Any]], None] | None = None
 
 
 class Begun(msgspec.Struct, frozen=True):
@@ -318,9 +366,12 @@ class Begun(msgspec.Struct, frozen=True):
     details: dict[str, Any] = {}
 
 
+Plan = Callable[[ActContext], Outcome | Reversal]
 Begin = Callable[[ActContext], Outcome | Begun]
 Verify = Callable[[ActContext, Begun], Awaitable[Outcome]]
 Overdue = Callable[[ActContext, Begun], Outcome]
+Undo = Callable[[NodeHost, dict[str, Any]], Awaitable[Outcome]]
+Drift = Callable[[NodeHost, dict[str, Any]], str]
 
 
 class Action(msgspec.Struct, frozen=True):
@@ -328,12 +379,22 @@ class Action(msgspec.Struct, frozen=True):
 
     `begin` is synchronous, bounded and awaits nothing. `verify` runs in the target's lane, under the act's deadline;
     `overdue` says what is to be said when the deadline passes first.
+
+    A reversible action has more. `plan` reads what undoing will need, before anything is changed. `undo` gives
+    back exactly that: `done`; `skipped` where nothing of ours is left (gone, or somebody else changed it since, which
+    it says); `failed` to be tried again. It may be called at any time, twice, and after a restart. `at_end` is called
+    in its place when the time is over, where that means something else. `drift` tells what somebody else did to it
+    meanwhile, "" for nothing.
     """
 
     spec: ActionSpec
     begin: Begin | None = None
     verify: Verify | None = None
     overdue: Overdue | None = None
+    plan: Plan | None = None
+    undo: Undo | None = None
+    at_end: Undo | None = None
+    drift: Drift | None = None
 
 
 class Catalogue(msgspec.Struct, frozen=True):

@@ -12,21 +12,10 @@ from hypothesis import strategies as st
 
 from stoop import config, config_load, config_resolve
 from stoop.config import Config, ConfigErrors, FileIntake, HttpIntake, LogFormat, PidNamespace, UnixIntake
-from stoop.config_values import (
-    KINDS,
-    choice,
-    format_duration,
-    format_mode,
-    format_size,
-    parse_address,
-    parse_bool,
-    parse_duration,
-    parse_mode,
-    parse_size,
-    whole_number,
-)
+from stoop.config_values import KINDS, choice, format_mode, parse_address, parse_bool, parse_mode, whole_number
 from stoop.errors import ConfigError
 from stoop.spec import Mode
+from stoop.units import format_duration, format_size, parse_duration, parse_size
 
 TALON_FILE = """\
 listen_address: "0.0.0.0"

@@ -159,6 +159,22 @@ class Containers:
             return changed
         return False
 
+    def is_frozen(self, container: ContainerFacts) -> bool:
+        """Whether all of it stands still: in each hierarchy in which anybody is. Raises ActFailed without a freezer."""
+        directories = [directory for directory, _ in self._switches(container)]
+        if not directories:
+            raise ActFailed("its cgroup has no freezer (cgroup v2 since Linux 5.2, or v1's freezer hierarchy)")
+        return any(self._cgroups.is_frozen(directory) for directory in directories)
+
+    def control_path(self, container: ContainerFacts, controller: str, file: str) -> str:
+        """Where a control file of the container is. `controller`: of v1, "" for v2. Raises ActFailed without one."""
+        directory = container.cgroup_v2
+        if controller:
+            directory = self._cgroups.beside(container.cgroup_freezer, controller)
+        if not directory:
+            raise ActFailed(f"it has no cgroup of {f'the {controller} controller' if controller else 'v2'}")
+        return f"{directory}/{file}"
+
     def _switches(self, container: ContainerFacts) -> Iterator[tuple[str, _Switch]]:
         if container.cgroup_v2:
             yield container.cgroup_v2, self._cgroups.freeze_v2

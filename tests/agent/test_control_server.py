@@ -44,7 +44,7 @@ class Agent:
         self.asked: list[AnyRequest] = []
         self.followers = Followers()
 
-    def answer(self, request: AnyRequest) -> Any:
+    async def answer(self, request: AnyRequest) -> Any:
         self.asked.append(request)
         if isinstance(request, Arm):
             raise ControlError(f"rule {request.rule!r} is not disarmed", hint="look")

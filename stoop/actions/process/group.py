@@ -75,6 +75,11 @@ class Group:
         return tuple(held for held in self.members.values() if held is not self.root)
 
     @property
+    def stopped(self) -> tuple[HeldProcess, ...]:
+        """Those that were stopped here: they ran before."""
+        return tuple(self._stopped.values())
+
+    @property
     def full(self) -> bool:
         """Whether there were more than MAX_GROUP."""
         return len(self.members) >= MAX_GROUP
@@ -155,3 +160,17 @@ class Group:
         """Let go of all but the root."""
         for held in self.extra:
             held.close()
+
+
+def descendants_of(host: NodeHost, group: Group) -> list[int]:
+    """Descendants of the root, and of those that lost their parent while we looked."""
+    found: dict[int, None] = {}
+    for pid in group.members:
+        if pid not in found:
+            found |= dict.fromkeys(host.descendants(pid))
+    return list(found)
+
+
+def belongs_to_tree(facts: ProcessFacts, group: Group) -> bool:
+    """Whether its parent is one of the group."""
+    return facts.ppid in group.members

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from stoop.actions.container.kill import HeldContainer, begin_whole, overdue_whole, verify_whole
-from stoop.actions.process.group import MAX_GROUP, Group, frozen
+from stoop.actions.process.group import MAX_GROUP, Group, belongs_to_tree, descendants_of, frozen
 from stoop.errors import ActFailed, TargetError, TargetGone
 from stoop.spec import (
     ActContext,
@@ -22,7 +22,6 @@ from stoop.spec import (
     Begun,
     ContainerFacts,
     HeldProcess,
-    NodeHost,
     Outcome,
     ParameterFault,
     Parameters,
@@ -174,7 +173,7 @@ def _several(ctx: ActContext, process: HeldProcess, signo: int) -> Outcome | Beg
 
 def _gathered(ctx: ActContext, process: HeldProcess, signo: int, container: ContainerFacts | None) -> Outcome | Begun:
     """Gather them, signal each, and keep hold of those whose end is to be seen."""
-    belongs = _belongs_to_tree if ctx.params.scope == "tree" else _is_in_container
+    belongs = belongs_to_tree if ctx.params.scope == "tree" else _is_in_container
     group = Group(ctx, process, belongs, resumes=signo != signal.SIGKILL)
     begun: Begun | None = None
     count = 0
@@ -203,20 +202,7 @@ def _scan(ctx: ActContext, container: ContainerFacts | None) -> Callable[[Group]
         return lambda group: host.session_entry(group.root.facts)[1]
     if container is not None and ctx.params.scope == "container":
         return lambda group: host.container_members(container)
-    return lambda group: _tree(host, group)
-
-
-def _tree(host: NodeHost, group: Group) -> list[int]:
-    """Descendants of the root, and of those that lost their parent while we looked."""
-    found: dict[int, None] = {}
-    for pid in group.members:
-        if pid not in found:
-            found |= dict.fromkeys(host.descendants(pid))
-    return list(found)
-
-
-def _belongs_to_tree(facts: ProcessFacts, group: Group) -> bool:
-    return facts.ppid in group.members
+    return lambda group: descendants_of(host, group)
 
 
 def _is_in_container(facts: ProcessFacts, group: Group) -> bool:
