@@ -99,7 +99,8 @@ class GiveBack:
             while True:
                 self._changed = trio.Event()
                 for hold, why in self._what_is_due():
-                    nursery.start_soon(self._undo, hold, why)
+                    self._undoing[hold.act] = trio.Event()  # at once: the next look may come before its task
+                    nursery.start_soon(self._undo_claimed, hold, why)
                 for hold in self._holdings.table.expiring(self._clocks.mono_ns()):
                     self._tell_expiring(hold)
                 if trio.current_time() >= look:
@@ -173,19 +174,22 @@ class GiveBack:
         """Once at a time for each hold: whoever comes second waits for the first, and looks again."""
         while hold.act in self._undoing:
             await self._undoing[hold.act].wait()
-        current = self._holdings.table.get(hold.act)
-        if current is None:
-            return Outcome(Verdict.SKIPPED, "it is given back already")
-        done = self._undoing[hold.act] = trio.Event()
+        self._undoing[hold.act] = trio.Event()
+        return await self._undo_claimed(hold, why)
+
+    async def _undo_claimed(self, hold: Hold, why: str) -> Outcome:
         try:
             assert self._limit is not None
             async with self._limit:
+                current = self._holdings.table.get(hold.act)
+                if current is None:
+                    return Outcome(Verdict.SKIPPED, "it is given back already")
                 outcome = await self._try(current, why)
+                self._settle(current, outcome, why)
+                return outcome
         finally:
-            del self._undoing[hold.act]
-            done.set()
-        self._settle(current, outcome, why)
-        return outcome
+            self._undoing.pop(hold.act).set()
+            self._wake()
 
     async def _try(self, hold: Hold, why: str) -> Outcome:
         action = self._catalogue.actions.get(hold.actionner)
@@ -215,7 +219,6 @@ class GiveBack:
             self._drifts.pop(hold.act, None)
             self._recorder.undone(hold, outcome, why, now_ns, amends=failed_before)
             self._holdings.drop(hold)
-        self._wake()
 
     def _postpone(self, hold: Hold, reason: str) -> None:
         trouble = self._troubles.setdefault(hold.act, _Trouble())

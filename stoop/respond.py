@@ -257,6 +257,8 @@ class Responder:
             judged = parts.holdings.take(run, ready, act)
         decided_ns = parts.clocks.now_ns()
         if isinstance(judged, Outcome):
+            if judged.verdict is Verdict.FAILED:
+                parts.memory.forget(key)
             parts.recorder.emit(run, run.index, judged, when=When(decided_ns))
             return self._next(run, judged)
         ready = judged

@@ -358,9 +358,10 @@ class Workbench:
         policy: guard.Policy = POLICY,
         window_s: float = 5.0,
         deadline_s: float = 2.0,
+        clock: FakeClock | None = None,
     ) -> None:
         self.host = FakeHost()
-        self.clock = FakeClock()
+        self.clock = clock or FakeClock()
         self.ledger = FakeLedger()
         self.metrics = Metrics()
         self.mode = Mode.ENFORCE
@@ -368,7 +369,8 @@ class Workbench:
         self.limits = guard.Limits(policy, {})
         self.disarmed: list[tuple[str, str]] = []
         self.shown: list[Record] = []
-        catalogue = Catalogue(actions={action.spec.name: action for action in actions}, outputs={}, notifiers={})
+        self.actions = {action.spec.name: action for action in actions}
+        catalogue = Catalogue(actions=self.actions, outputs={}, notifiers={})
         self.judge = Judge(
             host=self.host,
             host_facts=lambda: HOST_FACTS,

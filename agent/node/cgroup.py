@@ -276,7 +276,7 @@ def _read(path: str) -> str:
 
 
 def _write(path: str, value: str) -> None:
-    file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    file = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
     try:
         os.write(file, value.encode())
     finally:

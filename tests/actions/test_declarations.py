@@ -298,7 +298,10 @@ def test_rights_that_talon_forgot_are_there(name: str, right: tuple[str, str, st
 
 def test_only_what_takes_something_away_for_good_destroys() -> None:
     destroying = {action.spec.name for action in ACTIONS if action.spec.destroys}
-    assert destroying == {"kubernetes:terminate", "kubernetes:delete", "kubernetes:drain"} | {"process:kill", "container:kill"}
+    assert destroying == {"kubernetes:terminate", "kubernetes:delete", "kubernetes:drain"} | {
+        "process:kill",
+        "container:kill",
+    }
 
 
 @pytest.mark.parametrize(

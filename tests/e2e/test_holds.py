@@ -90,7 +90,11 @@ def test_a_frozen_container_stands_still_and_goes_on_when_its_time_is_over(
     assert not box.is_frozen()
     (undone,) = ended(agent)
     assert (undone["outcome"], undone["reason"]) == ("done", "its time is over: thawed")
-    assert (undone["action"], undone["run"], undone["details"]["undoes"]) == ("undo: Hold it", record["run"], record["act"])
+    assert (undone["action"], undone["run"], undone["details"]["undoes"]) == (
+        "undo: Hold it",
+        record["run"],
+        record["act"],
+    )
     assert undone["details"]["held_s"] >= 0.7
     await_that(lambda: not held_files(agent), "its file is gone")
     assert active(agent) == []
