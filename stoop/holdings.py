@@ -10,7 +10,7 @@ import msgspec
 from stoop.errors import ActFailed, TargetError, TargetGone
 from stoop.holds import MAX_HOLDS, Hold, Table, lasts_longer, until
 from stoop.runs import Clocks, Ready, Run
-from stoop.spec import Begun, Outcome, Reversal, Verdict
+from stoop.spec import Outcome, Reversal, Verdict
 
 NOT_KEPT = "a hold is in memory only: it would not be given back after a restart"
 
@@ -108,10 +108,10 @@ class Holdings:
         )
         return Ready(ready.action, context, ready.target, hold.act)
 
-    def began(self, ready: Ready, act: str, outcome: Outcome | Begun) -> Outcome | Begun:
+    def ended(self, ready: Ready, act: str, outcome: Outcome) -> Outcome:
         """What became of the act that was taken for: nothing done, nothing held; half done, given back at once."""
         hold = self.table.get(ready.hold)
-        if hold is None or isinstance(outcome, Begun):
+        if hold is None:
             return outcome
         if hold.act != act:
             details = {"held_by": hold.act, "until_ns": hold.until_ns}

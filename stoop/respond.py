@@ -268,11 +268,12 @@ class Responder:
             begun: Begun | Outcome = ready.action.begin(ready.context)
         except ActFailed as error:
             begun = Outcome(Verdict.FAILED, error.reason)
-        if ready.hold:
-            begun = parts.holdings.began(ready, act, begun)
+        if ready.hold and isinstance(begun, Outcome):
+            begun = parts.holdings.ended(ready, act, begun)
         when = When(decided_ns, parts.clocks.now_ns())
         if isinstance(begun, Begun):
-            parts.recorder.ledger.acted(slot)
+            if begun.acted:
+                parts.recorder.ledger.acted(slot)
             return Doing(ready, begun, run.index, slot, key, when)
         if begun.verdict is Verdict.FAILED:
             parts.memory.forget(key)
@@ -285,7 +286,7 @@ class Responder:
         assert action.overdue is not None
         run.doing = None
         try:
-            with trio.move_on_after(self._parts.act_deadline_s) as scope:
+            with trio.move_on_after(self._deadline_s(doing)) as scope:
                 outcome = await self._outcome(doing)
         except trio.Cancelled:
             self._done(run, doing, Outcome(Verdict.FAILED, "begun, but the agent stopped before it was verified"))
@@ -294,11 +295,15 @@ class Responder:
             raise
         if scope.cancelled_caught:
             outcome = action.overdue(context, doing.begun)
-            if not self._amend_later(run, doing):
+            if not (doing.begun.acted and self._amend_later(run, doing)):
                 doing.let_go()
         self._done(run, doing, outcome)
         if not self._next(run, outcome):
             run.index = len(run.rule.form.actions)  # `_advance` ends it
+
+    def _deadline_s(self, doing: Doing) -> float:
+        longer = doing.ready.action.deadline_s
+        return self._parts.act_deadline_s if longer is None else longer(doing.ready.context.params)
 
     async def _outcome(self, doing: Doing) -> Outcome:
         assert doing.ready.action.verify is not None
@@ -309,10 +314,13 @@ class Responder:
 
     def _done(self, run: Run, doing: Doing, outcome: Outcome, *, amends: bool = False) -> None:
         """An act that was begun ended so."""
-        verified_ns = self._parts.clocks.now_ns() if outcome.verdict is Verdict.DONE else 0
+        now_ns, ready = self._parts.clocks.now_ns(), doing.ready
+        if not doing.begun.acted and ready.hold:
+            outcome = self._parts.holdings.ended(ready, act_id(run.id, doing.index), outcome)
         if outcome.verdict is Verdict.FAILED:
             self._parts.memory.forget(doing.key)
-        when = replace(doing.when, verified_ns=verified_ns)
+        acted_ns = doing.when.acted_ns if doing.begun.acted else now_ns
+        when = replace(doing.when, acted_ns=acted_ns, verified_ns=now_ns if outcome.verdict is Verdict.DONE else 0)
         slot = -1 if amends else doing.slot  # it was given back with the first record
         self._parts.recorder.emit(run, doing.index, outcome, slot=slot, when=when, amends=amends)
 

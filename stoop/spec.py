@@ -360,10 +360,14 @@ class ActContext(msgspec.Struct, frozen=True):
 
 
 class Begun(msgspec.Struct, frozen=True):
-    """An act that was begun and has yet to be verified. `held` are further processes it holds; verify closes them."""
+    """An act that was begun and has yet to be verified. `held` are further processes it holds; verify closes them.
+
+    `acted` False: nothing was done yet. The act blocks, so `verify` does all of it, in the lane.
+    """
 
     held: tuple[Any, ...] = ()
     details: dict[str, Any] = {}
+    acted: bool = True
 
 
 Plan = Callable[[ActContext], Outcome | Reversal]
@@ -378,7 +382,8 @@ class Action(msgspec.Struct, frozen=True):
     """One line of the catalogue. Without `begin` it is declared only: loading accepts it, acting is refused.
 
     `begin` is synchronous, bounded and awaits nothing. `verify` runs in the target's lane, under the act's deadline;
-    `overdue` says what is to be said when the deadline passes first.
+    `overdue` says what is to be said when the deadline passes first. `deadline_s`: of what takes longer than others do,
+    by its parameters, in seconds.
 
     A reversible action has more. `plan` reads what undoing will need, before anything is changed. `undo` gives
     back exactly that: `done`; `skipped` where nothing of ours is left (gone, or somebody else changed it since, which
@@ -391,6 +396,7 @@ class Action(msgspec.Struct, frozen=True):
     begin: Begin | None = None
     verify: Verify | None = None
     overdue: Overdue | None = None
+    deadline_s: Callable[[Any], float] | None = None
     plan: Plan | None = None
     undo: Undo | None = None
     at_end: Undo | None = None

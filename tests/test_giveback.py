@@ -333,3 +333,67 @@ async def test_the_agent_stops_and_leaves_nothing_held(nursery: trio.Nursery, au
     await take(bench, nursery)
     await bench.giveback.undo_all()
     assert (bench.files.kept, len(lamp.undone)) == ({}, 1)
+
+
+class TestAnActThatBlocks:
+    """`begin` does nothing, `verify` does it all, in the lane."""
+
+    def bench(self, lamp: Lamp, *answers: Outcome) -> Workbench:
+        async def verify(ctx: ActContext, begun: Begun) -> Outcome:
+            if not answers:
+                await trio.sleep_forever()
+            return answers[0]
+
+        action = msgspec.structs.replace(
+            lamp.action,
+            begin=lambda ctx: Begun(acted=False),
+            verify=verify,
+            overdue=lambda ctx, begun: Outcome(Verdict.FAILED, "too slow"),
+            deadline_s=lambda params: 3.0,
+        )
+        bench = Workbench((action,), (rule_of("lamp"),), clock=TrioClock())
+        bench.host.add(40)
+        return bench
+
+    async def test_it_is_acted_on_when_it_has_ended(self, nursery: trio.Nursery, autojump_clock: Jumps) -> None:
+        bench = self.bench(Lamp(DONE), Outcome(Verdict.DONE))
+        await take(bench, nursery)
+        (record,) = bench.ledger.records
+        assert (record.verdict, bench.ledger.begun) == (Verdict.DONE, [])
+        assert record.timing.acted_ns == record.timing.verified_ns > 0
+        assert len(bench.files.kept) == 1
+
+    @pytest.mark.parametrize(("verdict", "given_back"), [(Verdict.SKIPPED, 0), (Verdict.FAILED, 1)])
+    async def test_what_it_did_not_do_is_not_held(
+        self, verdict: Verdict, given_back: int, nursery: trio.Nursery, autojump_clock: Jumps
+    ) -> None:
+        lamp = Lamp(DONE)
+        bench = self.bench(lamp, Outcome(verdict, "no"))
+        await take(bench, nursery)
+        await trio.sleep(0.1)
+        assert (bench.files.kept, len(lamp.undone)) == ({}, given_back)
+
+    async def test_it_has_a_deadline_of_its_own_and_is_not_watched_on(
+        self, nursery: trio.Nursery, autojump_clock: Jumps
+    ) -> None:
+        lamp = Lamp(DONE)
+        bench = self.bench(lamp)
+        begun = trio.current_time()
+        await take(bench, nursery)
+        assert trio.current_time() - begun == pytest.approx(3.0)
+        await trio.sleep(0.1)
+        assert [record.reason for record in bench.ledger.records] == ["too slow", "the act failed: out"]
+        assert bench.host.open_holds == 0
+
+    async def test_stopped_amid_it_what_it_took_is_still_kept(
+        self, nursery: trio.Nursery, autojump_clock: Jumps
+    ) -> None:
+        bench = self.bench(Lamp(DONE))
+        async with trio.open_nursery() as serving:
+            await serving.start(bench.responder.serve)
+            bench.accept(alert_of(proc_pid=40))
+            await trio.testing.wait_all_tasks_blocked()
+            serving.cancel_scope.cancel()
+        assert len(bench.files.kept) == 1
+        assert [record.verdict for record in bench.ledger.records] == [Verdict.FAILED]
+        assert bench.host.open_holds == 0
