@@ -304,6 +304,10 @@ class NodeHost(Lookup, Protocol):
         """Whether all of it stands still now, whoever froze it. Raises ActFailed where there is no freezer."""
         ...
 
+    def holds_signals(self, container: ContainerFacts) -> bool:
+        """Whether it is frozen by v1's freezer, in which even SIGKILL waits for the thaw."""
+        ...
+
     def has_control(self, container: ContainerFacts, controller: str, file: str) -> bool:
         """Whether the container's cgroup has such a control file. `controller`: of v1, "" for v2."""
         ...

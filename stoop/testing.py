@@ -247,6 +247,10 @@ class FakeHost:
         """As it was left."""
         return dict(self.frozen).get(container.container_id, False)
 
+    def holds_signals(self, container: ContainerFacts) -> bool:
+        """It is v2 here."""
+        return False
+
     def has_control(self, container: ContainerFacts, controller: str, file: str) -> bool:
         """As `controls` says."""
         return (container.container_id, controller, file) in self.controls

@@ -166,6 +166,10 @@ class Containers:
             raise ActFailed("its cgroup has no freezer (cgroup v2 since Linux 5.2, or v1's freezer hierarchy)")
         return any(self._cgroups.is_frozen(directory) for directory in directories)
 
+    def holds_signals(self, container: ContainerFacts) -> bool:
+        """Whether v1's freezer is on: SIGKILL waits for the thaw then. In a frozen v2 cgroup it does not."""
+        return bool(container.cgroup_freezer) and self._cgroups.is_frozen(container.cgroup_freezer)
+
     def control_path(self, container: ContainerFacts, controller: str, file: str) -> str:
         """Where a control file of the container is. `controller`: of v1, "" for v2. Raises ActFailed without one."""
         directory = container.cgroup_v2

@@ -132,6 +132,10 @@ class LinuxHost:
         """As `Containers.is_frozen`. Raises ActFailed."""
         return self._containers.is_frozen(container)
 
+    def holds_signals(self, container: ContainerFacts) -> bool:
+        """As `Containers.holds_signals`."""
+        return self._containers.holds_signals(container)
+
     def has_control(self, container: ContainerFacts, controller: str, file: str) -> bool:
         """Whether the container's cgroup has such a control file."""
         try:
