@@ -35,9 +35,11 @@ _SCOPE = {Scope.NODE: "by the agent, on its node", Scope.CLUSTER: "by the contro
 
 
 def pages(catalogue: Catalogue) -> dict[str, str]:
-    """The three pages by path."""
+    """The pages by path: one of each kind, and one an action."""
+    actions = catalogue.actions.values()
     return {
-        "docs/reference/actions.md": actions_page(catalogue.actions.values()),
+        "docs/reference/actions.md": actions_page(actions),
+        **{f"docs/reference/{action_path(action.spec.name)}": action_page(action) for action in actions},
         "docs/reference/outputs.md": outputs_page(catalogue.outputs.values()),
         "docs/reference/notifiers.md": notifiers_page(catalogue.notifiers.values()),
     }
@@ -50,7 +52,7 @@ def actions_page(actions: Iterable[Action]) -> str:
         ("actionner", "acts in this version", "reaches", "`continue`", "output"),
         (
             (
-                f"[{action.spec.name}](#{_anchor(action.spec.name)})",
+                f"[{action.spec.name}]({action_path(action.spec.name)})",
                 _acts(action),
                 _REACH[action.spec.reach],
                 _yaml(action.spec.continue_default),
@@ -64,7 +66,12 @@ def actions_page(actions: Iterable[Action]) -> str:
         "rules file may name it and is checked against it, but acting ends as `refused: not in this version`. "
         "`continue` is whether the rule's next action follows when the file does not say."
     )
-    return _page("Actions", intro, [overview, *(_action(action) for action in entries)])
+    return _page("Actions", intro, [overview])
+
+
+def action_path(name: str) -> str:
+    """Where the page of an action is, from docs/reference."""
+    return f"actions/{name.replace(':', '-')}.md"
 
 
 def outputs_page(outputs: Iterable[OutputSpec]) -> str:
@@ -72,7 +79,7 @@ def outputs_page(outputs: Iterable[OutputSpec]) -> str:
     intro = (
         "Where what an action leaves (a log, a file, a capture) can go: the value of `output.target` in a rules file."
     )
-    return _page("Outputs", intro, [_entry(spec, []) for spec in outputs])
+    return _page("Outputs", intro, [_entry(spec) for spec in outputs])
 
 
 def notifiers_page(notifiers: Iterable[NotifierSpec]) -> str:
@@ -81,23 +88,19 @@ def notifiers_page(notifiers: Iterable[NotifierSpec]) -> str:
         "Who can be told of an act. The settings stand in the configuration under `notifiers`; who is told is named by "
         "`default_notifiers` there and by `notifiers` of a rule."
     )
-    return _page("Notifiers", intro, [_entry(spec, []) for spec in notifiers])
+    return _page("Notifiers", intro, [_entry(spec) for spec in notifiers])
 
 
 def _page(title: str, intro: str, parts: Iterable[str]) -> str:
     return "\n\n".join((f"# {title}", NOTE, intro, *parts)) + "\n"
 
 
-def _anchor(name: str) -> str:
-    """The anchor that a heading gets on the usual forges: letters, digits and hyphens stay."""
-    return name.replace(":", "")
-
-
 def _acts(action: Action) -> str:
     return "declared only" if action.begin is None else "yes"
 
 
-def _action(action: Action) -> str:
+def action_page(action: Action) -> str:
+    """docs/reference/actions/CATEGORY-NAME.md"""
     spec = action.spec
     facts = [
         ("Acts in this version", _acts(action)),
@@ -111,7 +114,12 @@ def _action(action: Action) -> str:
     ]
     if spec.aliases:
         facts.append(("Also called", ", ".join(f"`{alias}`" for alias in spec.aliases)))
-    return _entry(spec, facts, spec.node_rights)
+    if spec.reversible:
+        lasting = ", also over a restart of the machine" if spec.outlives_boot else ""
+        facts.append(("Given back", f"after `ttl`, by `stoop undo`, after a restart of the agent{lasting}"))
+    parts = _parts(spec, facts, spec.node_rights)
+    back = "[All actions](../actions.md)"
+    return _page(spec.name, spec.description, [*parts, back])
 
 
 def _nature(spec: ActionSpec) -> str:
@@ -128,15 +136,19 @@ def _needs(needs: Sequence[Sequence[str]]) -> str:
     return "; and ".join(groups) or "nothing"
 
 
-def _entry(spec: Spec, facts: Sequence[tuple[str, str]], node_rights: Sequence[str] = ()) -> str:
-    parts = [f"## {spec.name}", spec.description]
+def _entry(spec: Spec) -> str:
+    return "\n\n".join([f"## {spec.name}", spec.description, *_parts(spec, [])])
+
+
+def _parts(spec: Spec, facts: Sequence[tuple[str, str]], node_rights: Sequence[str] = ()) -> list[str]:
+    parts = []
     if facts:
         parts.append("\n".join(f"- {name}: {value}" for name, value in facts))
     parts.append(_parameters(spec.parameters))
     rights = _rights(spec, node_rights)
     parts.append("Rights: none." if not rights else "Rights:\n\n" + "\n".join(f"- {right}" for right in rights))
     parts.append(f"```yaml\n{spec.example}```")
-    return "\n\n".join(parts)
+    return parts
 
 
 def _rights(spec: Spec, node_rights: Sequence[str]) -> list[str]:
