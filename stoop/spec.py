@@ -379,7 +379,7 @@ Begin = Callable[[ActContext], Outcome | Begun]
 Verify = Callable[[ActContext, Begun], Awaitable[Outcome]]
 Overdue = Callable[[ActContext, Begun], Outcome]
 Undo = Callable[[NodeHost, dict[str, Any]], Awaitable[Outcome]]
-Drift = Callable[[NodeHost, dict[str, Any]], str]
+Drift = Callable[[NodeHost, dict[str, Any]], Awaitable[str]]
 
 
 class Action(msgspec.Struct, frozen=True):

@@ -82,7 +82,7 @@ class Lamp:
             raise answer
         return answer
 
-    def drift(self, host: NodeHost, state: dict[str, Any]) -> str:
+    async def drift(self, host: NodeHost, state: dict[str, Any]) -> str:
         """What a test says."""
         return self.drifts
 

@@ -77,7 +77,7 @@ class TestV1:
         assert outcome.details["limits"]["cpu.cfs_quota_us"] == ["-1", "10000"]
         device = block_devices()[0]
         assert outcome.details["limits"][f"blkio.throttle.read_bps_device {device}"] == ["0", "1048576"]
-        assert limit.drift(host, reversal.state) == ""
+        assert await limit.drift(host, reversal.state) == ""
         undone = await limit.undo(host, reversal.state)
         assert (undone.verdict, "pids.max max" in undone.reason) == (Verdict.DONE, True)
         assert host.read_control(container, "pids", "pids.max").strip() == "max"
@@ -97,7 +97,7 @@ class TestV1:
         container = host.find_container(box.container_id)
         _, reversal = await limited(host, container, pids=10, cpu="10%")
         host.write_control(container, "pids", "pids.max", "20")
-        assert limit.drift(host, reversal.state) == "pids.max is 20, not 10"
+        assert await limit.drift(host, reversal.state) == "pids.max is 20, not 10"
         undone = await limit.undo(host, reversal.state)
         assert (undone.verdict, "pids.max is 20" in undone.reason) == (Verdict.DONE, True)
         assert host.read_control(container, "pids", "pids.max").strip() == "20"

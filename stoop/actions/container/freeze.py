@@ -149,7 +149,7 @@ async def at_end(host: NodeHost, state: dict[str, Any]) -> Outcome:
     return Outcome(Verdict.DONE, "killed, as the rule says", {"count": len(container.members)})
 
 
-def drift(host: NodeHost, state: dict[str, Any]) -> str:
+async def drift(host: NodeHost, state: dict[str, Any]) -> str:
     """Whether somebody thawed it."""
     container = host.find_container(state["container_id"])
     if not container.members:

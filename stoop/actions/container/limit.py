@@ -202,7 +202,7 @@ async def undo(host: NodeHost, state: dict[str, Any]) -> Outcome:
     return Outcome(Verdict.SKIPPED, theirs.removeprefix("; "))
 
 
-def drift(host: NodeHost, state: dict[str, Any]) -> str:
+async def drift(host: NodeHost, state: dict[str, Any]) -> str:
     """Whether the kubelet, systemd or a person set other limits."""
     return "; ".join(_differing(host, host.find_container(state["container_id"]), _changes(state)))
 

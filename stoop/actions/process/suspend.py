@@ -176,7 +176,7 @@ async def undo(host: NodeHost, state: dict[str, Any]) -> Outcome:
     return Outcome(Verdict.SKIPPED, "somebody else continued it before" if left else "already exited")
 
 
-def drift(host: NodeHost, state: dict[str, Any]) -> str:
+async def drift(host: NodeHost, state: dict[str, Any]) -> str:
     """Whether somebody continued one of them."""
     running = []
     there = 0
