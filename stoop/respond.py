@@ -315,7 +315,7 @@ class Responder:
     def _done(self, run: Run, doing: Doing, outcome: Outcome, *, amends: bool = False) -> None:
         """An act that was begun ended so."""
         now_ns, ready = self._parts.clocks.now_ns(), doing.ready
-        if not doing.begun.acted and ready.hold:
+        if ready.hold and (not doing.begun.acted or outcome.verdict is Verdict.SKIPPED):
             outcome = self._parts.holdings.ended(ready, act_id(run.id, doing.index), outcome)
         if outcome.verdict is Verdict.FAILED:
             self._parts.memory.forget(doing.key)

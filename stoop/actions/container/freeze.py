@@ -117,6 +117,8 @@ async def verify(ctx: ActContext, begun: Begun) -> Outcome:
     assert ctx.container is not None
     pause_s = SHORTEST_PAUSE_S
     while not ctx.host.is_frozen(ctx.container):
+        if not ctx.host.container_members(ctx.container):
+            return Outcome(Verdict.SKIPPED, "no process is left in the container")
         await trio.sleep(pause_s)
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
     return Outcome(Verdict.DONE, details=begun.details)
