@@ -12,7 +12,10 @@ from stoop.engine import act_id
 from stoop.record import Record
 from stoop.rules import typed_parameters
 from stoop.rules.model import RuleForm
-from stoop.spec import Catalogue, repeatable
+from stoop.spec import (
+    Catalogue,
+    repeatable,
+)
 
 
 def may_be_tried_again(records: Collection[Record], rules: Iterable[RuleForm], catalogue: Catalogue) -> list[Record]:

@@ -24,7 +24,7 @@ from agent.control import ControlServer
 from agent.link import Link
 from agent.reflex import Marks, Reflex
 from stoop import config as configuration
-from stoop.config import DEFAULT_PATH, Config
+from stoop.config import DEFAULT_PATH, Config, OnStop
 from stoop.errors import StartRefused, UserError
 from stoop.intake.file import FileIntake
 from stoop.intake.http import HttpIntake
@@ -149,12 +149,15 @@ async def live(reflex: Reflex) -> None:
             await base.start(control.serve)
             await _first_rules(reflex, told)
             await base.start(reflex.responder.serve)
+            await base.start(reflex.giveback.serve)
             base.start_soon(_tick, reflex)
             base.start_soon(reflex.rule_files.watch, reflex.rules_changed, reflex.warn)
             if not told.is_set():
                 await _take_in(reflex, told)
             with trio.move_on_after(GRACE_SECONDS) as grace:
                 await reflex.responder.idle()
+                if reflex.config.on_stop is OnStop.UNDO:
+                    await reflex.giveback.undo_all()
             reflex.say("info", "stopping", unfinished=grace.cancelled_caught)
             base.cancel_scope.cancel()
 

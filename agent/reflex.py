@@ -9,6 +9,7 @@ import gc
 import os
 import sys
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,20 +30,28 @@ from agent.rulebook import Rulebook
 from stoop import __version__, guard
 from stoop.catalogue import CATALOGUE
 from stoop.config import Config, policy_of
-from stoop.control import EVERY_RULE, AnyRequest, Arm, ControlError, Reload, SetMode, Status
+from stoop.control import EVERY_RULE, Active, AnyRequest, Arm, ControlError, Extend, Reload, SetMode, Status, Undo
 from stoop.engine import Memory
+from stoop.giveback import GiveBack
+from stoop.hold_files import HoldFiles
+from stoop.holdings import Holdings
+from stoop.holds import shown
 from stoop.intake.sink import Desk
 from stoop.journal import Journal, Recovery
 from stoop.judge import Judge
 from stoop.log import line_json
 from stoop.metrics import Metrics
+from stoop.parts import Parts
 from stoop.record import Record
 from stoop.recorder import Recorder
-from stoop.respond import Parts, Responder
+from stoop.respond import Responder
 from stoop.rulefiles import Reading, RuleFiles
 from stoop.rules import RuleSet
 from stoop.skew import Skew
-from stoop.spec import Mode, Verdict
+from stoop.spec import (
+    Mode,
+    Verdict,
+)
 from stoop.switches import Switches
 from stoop.wire import AnyMessage, Hello, LogLine, Recorded, Serving, SnapshotAsk, SnapshotReply
 
@@ -105,6 +114,8 @@ class Reflex:
             self.journal, self.metrics, self.mode, (self.followers.put, self._tell_helper)
         )
         self.memory = Memory(config.guard.dedup_window_ns)
+        self.holdings = Holdings(HoldFiles(Path(config.state_dir)), self.clocks, self.host.boot_id, self.say)
+        self.giveback = GiveBack(self.holdings, CATALOGUE, self.host, recorder, self.clocks, self.say)
         self.responder = Responder(
             Parts(
                 node=config.node_name,
@@ -112,6 +123,7 @@ class Reflex:
                 judge=self.judge,
                 memory=self.memory,
                 recorder=recorder,
+                holdings=self.holdings,
                 clocks=self.clocks,
                 mode=self.mode,
                 act_deadline_s=config.guard.act_deadline_ns / 1e9,
@@ -176,6 +188,7 @@ class Reflex:
             self.warn("the journal was put in order", note=note)
         for record in recovery.unfinished:
             self.say("error", "an act was under way when the agent last ended", **record.public())
+        self.giveback.recover()
         for line in resume(self.host, recovery.unfinished):
             self.warn("what the last agent held still goes on", what=line)
         if recovery.window is not None:
@@ -271,6 +284,10 @@ class Reflex:
         metrics.set("feed_silence_seconds", (), (self.clocks.mono_ns() - self.front.last_alert_mono_ns) / 1e9)
         metrics.set("clock_offset_seconds", (), -skew.drift_ns / 1e9)
         metrics.set("journal_lag_records", (), journal.lag)
+        metrics.clear("holds")
+        for action, count in Counter(hold.actionner for hold in self.holdings.table).items():
+            metrics.set("holds", (action,), count)
+        metrics.set("holds_troubled", (), len(self.giveback.troubles()))
         metrics.set("disarmed_rules", (), len(self.keeps.limits.disarmed))
         for name in ("rule_disarmed", "mode", "intake_up", "connections"):
             metrics.clear(name)
@@ -291,7 +308,7 @@ class Reflex:
     # ------------------------------------------------------------ what a person asks
 
     async def answer(self, request: AnyRequest) -> Any:
-        """The result of a request on the control socket. Raises ControlError."""
+        """The result of a request on the control socket. Raises UserError."""
         if isinstance(request, Status):
             return self.status()
         if isinstance(request, SetMode):
@@ -304,6 +321,13 @@ class Reflex:
         if isinstance(request, Reload):
             self.reload()
             return {"asked": True}
+        if isinstance(request, Active):
+            return shown(self.holdings.table, self.clocks.mono_ns(), self.giveback.troubles())
+        if isinstance(request, Undo):
+            return await self.giveback.undo(request.name)
+        if isinstance(request, Extend):
+            held = self.giveback.extend(request.name, int(request.for_s * 1e9))
+            return shown(held, self.clocks.mono_ns(), self.giveback.troubles())
         raise ControlError("that can't be asked here")
 
     async def _synced(self) -> bool:
@@ -387,6 +411,7 @@ class Reflex:
             },
             "disarmed": self.keeps.limits.disarmed,
             "queue": self.responder.load(),
+            "holds": {"count": len(self.holdings.table), "trouble": self.giveback.troubles()},
             "feed": {
                 "silence_s": (mono_ns - self.front.last_alert_mono_ns) / 1e9,
                 "peers": {kind: count for kind, count in self.front.connections.items() if count},

@@ -26,6 +26,7 @@ from stoop.config_model import (
     Journal,
     LogFormat,
     Metrics,
+    OnStop,
     PidNamespace,
     UnixIntake,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "Journal",
     "LogFormat",
     "Metrics",
+    "OnStop",
     "PidNamespace",
     "UnixIntake",
     "load",

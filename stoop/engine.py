@@ -39,6 +39,11 @@ def act_id(run: str, index: int, repeat: int = 0) -> str:
     return hashlib.blake2b(f"{run}\0{index}\0{repeat}".encode(), digest_size=16).hexdigest()
 
 
+def undo_id(act: str) -> str:
+    """The id of what gives back what this act took: 32 hex digits."""
+    return hashlib.blake2b(f"{act}\0undo".encode(), digest_size=16).hexdigest()
+
+
 def should_continue(action: ActionForm, is_error: bool) -> bool:
     """Whether the next action of the same rule is to be run."""
     if is_error and not action.ignore_errors:

@@ -16,8 +16,12 @@ import msgspec
 
 from stoop.alert import Alert
 from stoop.errors import TargetRefused
+from stoop.node import (
+    ContainerFacts,
+    HostFacts,
+    ProcessFacts,
+)
 from stoop.skew import CLOCK_NOISE_NS, FALCO_POLL_NS, MAX_DRIFT_NS, Skew
-from stoop.spec import ContainerFacts, HostFacts, ProcessFacts
 
 PID_LIMIT = 4_194_304
 """The largest pid that Linux can give on 64-bit machines (PID_MAX_LIMIT, proc(5) pid_max)."""

@@ -22,7 +22,9 @@ import msgspec
 from stoop.errors import JournalError
 from stoop.record import Record, Timing
 from stoop.ring import SLOTS, Found, Intent, Leftover, LossWindow, open_ring
-from stoop.spec import Verdict
+from stoop.spec import (
+    Verdict,
+)
 from stoop.statedir import StateLock, make_state_dir
 from stoop.store import Entry, FileMark, Repeats, Row, Store, StoreCorrupt, row_of
 

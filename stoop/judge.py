@@ -12,6 +12,12 @@ from typing import Any
 
 from stoop import guard
 from stoop.errors import TargetError, TargetGone
+from stoop.node import (
+    ContainerFacts,
+    HostFacts,
+    NodeHost,
+    ProcessFacts,
+)
 from stoop.rules import typed_parameters
 from stoop.rules.model import ActionForm
 from stoop.runs import Ready, Run
@@ -19,13 +25,9 @@ from stoop.spec import (
     ActContext,
     Action,
     Catalogue,
-    ContainerFacts,
-    HostFacts,
     Mode,
-    NodeHost,
     Outcome,
     Parameters,
-    ProcessFacts,
     TargetKind,
     Verdict,
 )

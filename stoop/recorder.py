@@ -7,12 +7,17 @@ from typing import Protocol
 
 import msgspec
 
-from stoop.engine import Repeat, act_id
+from stoop.engine import Repeat, act_id, undo_id
+from stoop.holds import Hold
 from stoop.metrics import Metrics
 from stoop.record import Record, Timing
 from stoop.ring import Intent
 from stoop.runs import Ready, Run, When
-from stoop.spec import Mode, Outcome, Verdict
+from stoop.spec import (
+    Mode,
+    Outcome,
+    Verdict,
+)
 
 
 class Ledger(Protocol):
@@ -120,8 +125,28 @@ class Recorder:
         elif repeat.due:
             self.ledger.repeats(repeat.original, repeat.count)
 
+    def undone(self, hold: Hold, outcome: Outcome, why: str, at_ns: int, *, amends: bool = False) -> None:
+        """What an act took was given back, or could not be."""
+        self.metrics.inc("undos_total", (hold.actionner, str(outcome.verdict)))
+        reason = f"{why}: {outcome.reason}" if outcome.reason else why
+        record = Record(
+            alert=hold.alert,
+            run=hold.run,
+            act=undo_id(hold.act),
+            rule=hold.rule,
+            action=f"undo: {hold.action}",
+            actionner=hold.actionner,
+            verdict=outcome.verdict,
+            reason=reason,
+            target=hold.shown,
+            timing=Timing(0, 0, 0, 0, at_ns),
+            details=outcome.details | {"undoes": hold.act, "held_s": (at_ns - hold.made_ns) / 1e9},
+            mode=self._mode(),
+            amends=amends,
+        )
+        self._keep(record, -1)
+
     def _send(self, record: Record, slot: int) -> None:
-        self.ledger.put(record, slot)
         metrics, timing = self.metrics, record.timing
         metrics.inc("acts_total", (record.actionner, str(record.verdict)))
         if timing.event_ns:
@@ -132,6 +157,10 @@ class Recorder:
             ):
                 if at_ns:
                     metrics.observe(step, (), (at_ns - timing.event_ns) / 1e9)
+        self._keep(record, slot)
+
+    def _keep(self, record: Record, slot: int) -> None:
+        self.ledger.put(record, slot)
         for sink in self._sinks:
             sink(record)
 

@@ -24,8 +24,17 @@ from stoop.guard import (
     prove,
     target_pid,
 )
+from stoop.node import (
+    ContainerFacts,
+    HeldProcess,
+    HostFacts,
+    NodeHost,
+    ProcessFacts,
+)
 from stoop.skew import Skew
-from stoop.spec import ContainerFacts, HeldProcess, HostFacts, NodeHost, ProcessFacts, TargetKind
+from stoop.spec import (
+    TargetKind,
+)
 
 MAX_SHOWN_NUMBER = 2**53
 """Beyond it a reader of JSON may round (RFC 8259, section 6)."""

@@ -13,7 +13,9 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from stoop.spec import Mode
+from stoop.spec import (
+    Mode,
+)
 
 T = TypeVar("T")
 

@@ -9,7 +9,17 @@ import msgspec
 from stoop.catalogue import CATALOGUE
 from stoop.errors import ActFailed
 from stoop.rules import ActionForm, MatchForm, RuleForm
-from stoop.spec import ActContext, Action, ActionSpec, Begun, Outcome, Reach, Scope, TargetKind, Verdict
+from stoop.spec import (
+    ActContext,
+    Action,
+    ActionSpec,
+    Begun,
+    Outcome,
+    Reach,
+    Scope,
+    TargetKind,
+    Verdict,
+)
 from stoop.testing import Workbench
 
 DEADLINE = 2.0

@@ -11,8 +11,12 @@ import pytest
 from stoop import guard
 from stoop.alert import Alert, decode
 from stoop.errors import TargetRefused
+from stoop.node import (
+    ContainerFacts,
+    HostFacts,
+    ProcessFacts,
+)
 from stoop.skew import ESTABLISHED, Skew
-from stoop.spec import ContainerFacts, HostFacts, ProcessFacts
 from tests.test_skew import skewed
 
 SECOND = 1_000_000_000

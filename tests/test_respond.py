@@ -9,7 +9,10 @@ import trio.testing
 from stoop.engine import act_id, run_id
 from stoop.record import Record, Timing
 from stoop.rules import ActionForm, Condition, MatchForm
-from stoop.spec import Mode, Verdict
+from stoop.spec import (
+    Mode,
+    Verdict,
+)
 from stoop.testing import NOW_NS, alert_of
 from tests.responding import (
     balanced,

@@ -9,7 +9,9 @@ import trio.testing
 from stoop.backlog import INLINE_RUNS, QUEUE_CAPACITY
 from stoop.lanes import MAX_WAITING
 from stoop.respond import AMEND_SECONDS, MAX_AMENDING, STOPPED
-from stoop.spec import Verdict
+from stoop.spec import (
+    Verdict,
+)
 from stoop.testing import FakeHost, alert_of
 from tests.responding import (
     DEADLINE,

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from stoop.spec import Mode
+from stoop.spec import (
+    Mode,
+)
 from stoop.switches import DISARMED_FILE, MODE_FILE, Switches
 
 

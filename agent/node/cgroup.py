@@ -31,6 +31,9 @@ a container must not be able to hide the others by making very many."""
 MAX_NESTED = 4096
 """Directories inside one container whose members are listed. With more, a v1 container never counts as empty."""
 
+MAX_CONTROL = 64 * 1024
+"""Characters read of a control file: `io.stat` has some 100 a device."""
+
 V2 = "v2"
 FREEZER = "freezer"
 """Names of the two hierarchies that are used; v1's by its controller."""
@@ -58,6 +61,7 @@ class Cgroups:
     def __init__(self, root: str) -> None:
         unified = (root, f"{root}/unified")
         self.v2 = next((path for path in unified if os.path.exists(f"{path}/cgroup.controllers")), "")
+        self._root = root
         freezer = f"{root}/freezer"
         self.freezer = freezer if os.path.exists(f"{freezer}/cgroup.procs") else ""
 
@@ -121,6 +125,29 @@ class Cgroups:
         """The same for a v1 freezer cgroup."""
         file = f"{directory}/freezer.state"
         return _switch(file, file, _V1_WORDS[frozen])
+
+    def is_frozen(self, directory: str) -> bool:
+        """Whether all in this cgroup, of either kind, stand still now."""
+        return "frozen 1" in _read(f"{directory}/cgroup.events") or "FROZEN" in _read(f"{directory}/freezer.state")
+
+    def beside(self, freezer_directory: str, controller: str) -> str:
+        """The same cgroup in another v1 hierarchy, "" where there is none (runtimes use one path in all of them)."""
+        return _existing(f"{self._root}/{controller}", freezer_directory.removeprefix(self.freezer))
+
+    def read_control(self, path: str) -> str:
+        """A control file. Raises ActFailed."""
+        try:
+            with open(path, encoding="ascii") as file:
+                return file.read(MAX_CONTROL)
+        except OSError as error:
+            raise _failed("read", path, error) from error
+
+    def write_control(self, path: str, value: str) -> None:
+        """Write a control file. Raises ActFailed."""
+        try:
+            _write(path, value)
+        except OSError as error:
+            raise _failed(f"write {value!r}", path, error) from error
 
 
 def own_paths(cgroups: tuple[tuple[str, str], ...]) -> dict[str, str]:
@@ -249,7 +276,7 @@ def _read(path: str) -> str:
 
 
 def _write(path: str, value: str) -> None:
-    file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    file = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
     try:
         os.write(file, value.encode())
     finally:

@@ -16,7 +16,10 @@ from agent.node.held import open_pidfd
 from agent.node.procfs import Procfs
 from agent.node.session import Member, init_of
 from stoop.errors import ActFailed, TargetError, TargetGone, TargetRefused
-from stoop.spec import ContainerFacts, ProcessFacts
+from stoop.node import (
+    ContainerFacts,
+    ProcessFacts,
+)
 
 MAX_MEMBERS = 4096
 """Members of a container whose parents and sessions are read at most: some 20 µs each."""
@@ -158,6 +161,26 @@ class Containers:
                 self._frozen[container.container_id] = (directory, switch)
             return changed
         return False
+
+    def is_frozen(self, container: ContainerFacts) -> bool:
+        """Whether all of it stands still: in each hierarchy in which anybody is. Raises ActFailed without a freezer."""
+        directories = [directory for directory, _ in self._switches(container)]
+        if not directories:
+            raise ActFailed("its cgroup has no freezer (cgroup v2 since Linux 5.2, or v1's freezer hierarchy)")
+        return any(self._cgroups.is_frozen(directory) for directory in directories)
+
+    def holds_signals(self, container: ContainerFacts) -> bool:
+        """Whether v1's freezer is on: SIGKILL waits for the thaw then. In a frozen v2 cgroup it does not."""
+        return bool(container.cgroup_freezer) and self._cgroups.is_frozen(container.cgroup_freezer)
+
+    def control_path(self, container: ContainerFacts, controller: str, file: str) -> str:
+        """Where a control file of the container is. `controller`: of v1, "" for v2. Raises ActFailed without one."""
+        directory = container.cgroup_v2
+        if controller:
+            directory = self._cgroups.beside(container.cgroup_freezer, controller)
+        if not directory:
+            raise ActFailed(f"it has no cgroup of {f'the {controller} controller' if controller else 'v2'}")
+        return f"{directory}/{file}"
 
     def _switches(self, container: ContainerFacts) -> Iterator[tuple[str, _Switch]]:
         if container.cgroup_v2:

@@ -7,13 +7,17 @@ import re
 
 from agent.node.cgroup import Cgroups
 from agent.node.containers import Containers
+from agent.node.disks import block_devices
 from agent.node.facts import EXITED, Facts
 from agent.node.held import LinuxHeld, hint, open_pidfd, pidfd_ready
 from agent.node.procfs import Procfs
 from agent.node.session import entry_of
 from agent.node.taskstats import Taskstats
-from stoop.errors import TargetError, TargetGone, TargetRefused
-from stoop.spec import ContainerFacts, ProcessFacts
+from stoop.errors import ActFailed, TargetError, TargetGone, TargetRefused
+from stoop.node import (
+    ContainerFacts,
+    ProcessFacts,
+)
 
 PID_MAX = 4_194_304
 """The largest pid of a 64-bit machine (PID_MAX_LIMIT of the kernel)."""
@@ -29,7 +33,8 @@ class LinuxHost:
 
     def __init__(self, proc: str = "/proc", cgroup_root: str = "/sys/fs/cgroup") -> None:
         self._procfs = Procfs(proc)
-        self._containers = Containers(self._procfs, Cgroups(cgroup_root))
+        self._cgroups = Cgroups(cgroup_root)
+        self._containers = Containers(self._procfs, self._cgroups)
         self._taskstats = Taskstats()
         self._facts = Facts(self._procfs, self._taskstats)
 
@@ -125,6 +130,33 @@ class LinuxHost:
     def freeze(self, container: ContainerFacts, frozen: bool) -> bool:
         """As `Containers.freeze`: whether this changed it. Raises TargetRefused, ActFailed."""
         return self._containers.freeze(container, frozen)
+
+    def is_frozen(self, container: ContainerFacts) -> bool:
+        """As `Containers.is_frozen`. Raises ActFailed."""
+        return self._containers.is_frozen(container)
+
+    def holds_signals(self, container: ContainerFacts) -> bool:
+        """As `Containers.holds_signals`."""
+        return self._containers.holds_signals(container)
+
+    def has_control(self, container: ContainerFacts, controller: str, file: str) -> bool:
+        """Whether the container's cgroup has such a control file."""
+        try:
+            return os.path.exists(self._containers.control_path(container, controller, file))
+        except ActFailed:
+            return False
+
+    def block_devices(self) -> tuple[str, ...]:
+        """The node's disks (`/sys/block`), as `MAJ:MIN`, without those that are memory or a file."""
+        return block_devices()
+
+    def read_control(self, container: ContainerFacts, controller: str, file: str) -> str:
+        """A control file of the container's cgroup. Raises ActFailed."""
+        return self._cgroups.read_control(self._containers.control_path(container, controller, file))
+
+    def write_control(self, container: ContainerFacts, controller: str, file: str, value: str) -> None:
+        """Write it. Raises ActFailed."""
+        self._cgroups.write_control(self._containers.control_path(container, controller, file), value)
 
     async def wait_container_empty(self, container: ContainerFacts) -> None:
         """As `Containers.wait_empty`."""

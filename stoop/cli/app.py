@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from stoop.cli import FINE, USAGE, catalogue, live, replay_command, rules, running, sending, settings
+from stoop.cli import FINE, USAGE, catalogue, held, live, replay_command, rules, running, sending, settings
 from stoop.cli.explain import explain
 from stoop.cli.history import history
 from stoop.cli.screen import err, plain
@@ -52,6 +52,9 @@ def build() -> typer.Typer:
     app.command("status")(live.status)
     app.command("mode")(live.mode)
     app.command("arm")(live.arm)
+    app.command("active")(held.active)
+    app.command("undo")(held.undo)
+    app.command("extend")(held.extend)
     _group(app, "config", "The agent's configuration.", {"print": settings.print_config})
     app.command("falco-config")(settings.print_falco_config)
     app.command("version")(settings.version)

@@ -13,9 +13,11 @@ from stoop.cli import FINDINGS, FINE
 from stoop.cli.options import ConfigOption, JsonOption, control_path
 from stoop.cli.screen import json_line, out, text, warn
 from stoop.cli.status_text import findings, status_lines, until
-from stoop.config_values import parse_duration
 from stoop.errors import UserError
-from stoop.spec import Mode
+from stoop.spec import (
+    Mode,
+)
+from stoop.units import parse_duration
 
 
 class ModeWord(enum.StrEnum):

@@ -17,7 +17,13 @@ from stoop.rules.params import check_parameters, find_unknown, is_given, paramet
 from stoop.rules.raw import Place, RawAction, RawMatch, RawParameters, RawRule, Text
 from stoop.rules.scalars import Timestamp
 from stoop.rules.unread import Unread
-from stoop.spec import ActionSpec, Catalogue, OutputUse, ParameterFault, Spec
+from stoop.spec import (
+    ActionSpec,
+    Catalogue,
+    OutputUse,
+    ParameterFault,
+    Spec,
+)
 
 MAX_ASKED = 500
 """The most names, tags and conditions of one rule: the reflex must decode and take in a rule within 200 µs."""

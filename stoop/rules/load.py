@@ -15,7 +15,9 @@ from stoop.rules.model import Loaded, RuleForm
 from stoop.rules.notes import MAX_NOTES, Notes
 from stoop.rules.raw import RawAction, RawRule
 from stoop.rules.unread import Unread
-from stoop.spec import Catalogue
+from stoop.spec import (
+    Catalogue,
+)
 
 MAX_FILES = 200
 """The most rules files of one load."""

@@ -14,7 +14,11 @@ import msgspec
 from msgspec import inspect
 
 from stoop.errors import StoopError
-from stoop.spec import ParameterFault, Parameters, Spec
+from stoop.spec import (
+    ParameterFault,
+    Parameters,
+    Spec,
+)
 
 _INT64_MIN = -(2**63)
 _REFUSED = object()

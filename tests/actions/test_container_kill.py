@@ -11,7 +11,16 @@ from trio.testing import MockClock
 
 from stoop.actions.container import kill
 from stoop.errors import ActFailed, StoopError, TargetGone, TargetRefused
-from stoop.spec import ActContext, Begun, ContainerFacts, Outcome, ProcessFacts, Verdict
+from stoop.node import (
+    ContainerFacts,
+    ProcessFacts,
+)
+from stoop.spec import (
+    ActContext,
+    Begun,
+    Outcome,
+    Verdict,
+)
 
 BOX = ContainerFacts("c" * 64, "", "boot", "/v2", "", 100, (100, 101))
 

@@ -12,7 +12,15 @@ import pytest
 from agent.node.host import LinuxHost
 from stoop.actions.process import kill
 from stoop.actions.process.group import Group
-from stoop.spec import ActContext, Begun, Outcome, ProcessFacts, Verdict
+from stoop.node import (
+    ProcessFacts,
+)
+from stoop.spec import (
+    ActContext,
+    Begun,
+    Outcome,
+    Verdict,
+)
 
 
 @pytest.mark.parametrize(

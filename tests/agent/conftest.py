@@ -17,7 +17,9 @@ import pytest
 
 from stoop.metrics import Metrics
 from stoop.record import Record, Timing
-from stoop.spec import Verdict
+from stoop.spec import (
+    Verdict,
+)
 from stoop.wire import (
     AnyMessage,
     FrameReader,

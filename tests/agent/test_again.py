@@ -11,7 +11,9 @@ from stoop.catalogue import CATALOGUE
 from stoop.engine import act_id
 from stoop.record import Record, Timing
 from stoop.rules import ActionForm, MatchForm, RuleForm
-from stoop.spec import Verdict
+from stoop.spec import (
+    Verdict,
+)
 
 RUN = "a" * 32
 

@@ -14,7 +14,9 @@ import msgspec
 import pytest
 
 from stoop.rules.model import RuleForm
-from stoop.spec import Verdict
+from stoop.spec import (
+    Verdict,
+)
 from stoop.wire import (
     LogLine,
     Recorded,

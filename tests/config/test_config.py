@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from stoop import config, config_load, config_resolve
 from stoop.config import Config, ConfigErrors, FileIntake, PidNamespace, UnixIntake
 from stoop.errors import ConfigError
-from stoop.spec import Mode
+from stoop.spec import (
+    Mode,
+)
 from tests.config.conftest import Loading
 
 

@@ -11,15 +11,17 @@ from hypothesis import strategies as st
 from stoop.config_values import (
     KINDS,
     choice,
-    format_duration,
     format_mode,
-    format_size,
     parse_address,
     parse_bool,
-    parse_duration,
     parse_mode,
-    parse_size,
     whole_number,
+)
+from stoop.units import (
+    format_duration,
+    format_size,
+    parse_duration,
+    parse_size,
 )
 
 

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from stoop.control import Arm, ControlError, SetMode, ask
-from stoop.spec import Mode
+from stoop.spec import (
+    Mode,
+)
 from tests.e2e.conftest import KILL_IT, Agent, MakeAgent, Row, alert, lives, was_killed
 from tests.real.conftest import MakeBox, Process, Spawn, await_that
 

@@ -17,7 +17,9 @@ from stoop.journal import (
     Journal,
 )
 from stoop.record import Record, Timing
-from stoop.spec import Verdict
+from stoop.spec import (
+    Verdict,
+)
 
 PATIENCE_S = 10.0
 """How long the writer's thread may take for what takes it milliseconds; then the test fails."""

@@ -16,7 +16,9 @@ from stoop.journal import (
 )
 from stoop.record import Timing
 from stoop.ring import RING_FILE, open_ring
-from stoop.spec import Verdict
+from stoop.spec import (
+    Verdict,
+)
 from stoop.store import STORE_FILE
 from tests.journal.conftest import Bench, intent, record, until
 

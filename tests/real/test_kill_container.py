@@ -17,7 +17,16 @@ from agent.node.host import LinuxHost
 from agent.node.procfs import Procfs
 from stoop.actions.container import kill
 from stoop.errors import TargetGone, TargetRefused
-from stoop.spec import ActContext, Begun, ContainerFacts, Outcome, ProcessFacts, Verdict
+from stoop.node import (
+    ContainerFacts,
+    ProcessFacts,
+)
+from stoop.spec import (
+    ActContext,
+    Begun,
+    Outcome,
+    Verdict,
+)
 from tests.real.conftest import (
     CGROUP_ROOT,
     PATIENCE_S,

@@ -14,7 +14,16 @@ import trio
 from agent.node.host import LinuxHost
 from stoop.actions.process import kill
 from stoop.actions.process.group import MAX_GROUP
-from stoop.spec import ActContext, Begun, HeldProcess, Outcome, ProcessFacts, Verdict
+from stoop.node import (
+    HeldProcess,
+    ProcessFacts,
+)
+from stoop.spec import (
+    ActContext,
+    Begun,
+    Outcome,
+    Verdict,
+)
 from tests.real.conftest import (
     PATIENCE_S,
     MakeBox,

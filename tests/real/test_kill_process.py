@@ -18,7 +18,16 @@ import trio
 from agent.node.host import LinuxHost
 from stoop.actions.process import kill
 from stoop.errors import TargetGone
-from stoop.spec import ActContext, Begun, HeldProcess, Outcome, ProcessFacts, Verdict
+from stoop.node import (
+    HeldProcess,
+    ProcessFacts,
+)
+from stoop.spec import (
+    ActContext,
+    Begun,
+    Outcome,
+    Verdict,
+)
 from tests.real.conftest import (
     PATIENCE_S,
     SYS_EXIT,
@@ -158,7 +167,7 @@ async def test_without_cap_kill_it_fails_and_says_what_is_needed(spawn: Spawn) -
 import sys
 from agent.node.host import LinuxHost
 from stoop.actions.process import kill
-from stoop.spec import ActContext
+from stoop.spec import (ActContext,)
 host = LinuxHost()
 held = host.hold({victim.pid})
 nobody = lambda facts: ""

@@ -12,7 +12,11 @@ from msgspec import Meta, field
 from stoop.rules import ParametersWrong, check_parameters, typed_parameters
 from stoop.rules.params import find_unknown, parameter_names
 from stoop.rules.scalars import Timestamp
-from stoop.spec import NotifierSpec, ParameterFault, Parameters
+from stoop.spec import (
+    NotifierSpec,
+    ParameterFault,
+    Parameters,
+)
 
 
 class Sample(Parameters, frozen=True):
