@@ -82,9 +82,14 @@ class Skew:
         return True
 
     def _step(self, delay_ns: int) -> int:
-        """The step that such a delay fits: of an alert by the clock of before it, come at once. 0: none."""
+        """The step that such a delay fits: of an alert by the clock of before it. 0: none.
+
+        One from the future is by that clock, however late it came. One that is late may be a backlog: it must have
+        come at once.
+        """
         for by_ns in self._stepped_ns:
-            if -STEP_NS <= delay_ns - by_ns <= FALCO_POLL_NS and (delay_ns < 0) == (by_ns < 0):
+            latest_ns = FALCO_POLL_NS if by_ns > 0 else MAX_DRIFT_NS
+            if -STEP_NS <= delay_ns - by_ns <= latest_ns and (delay_ns < 0) == (by_ns < 0):
                 return by_ns
         return 0
 

@@ -96,7 +96,13 @@ class TestStep:
         skew.sample(delay_s * SECOND, SECOND)
         assert skew.drift_ns == 0
 
-    @pytest.mark.parametrize("delay_s", [-9, -11, -3600])
+    @pytest.mark.parametrize("latency_s", [0.0, 0.04, 0.5, 4.9])
+    def test_a_stamp_ahead_is_by_the_clock_of_before_however_late_it_came(self, latency_s: float) -> None:
+        skew = self.stepped(-10)
+        skew.sample(int((latency_s - 10) * SECOND), SECOND)
+        assert skew.drift_ns == -10 * SECOND
+
+    @pytest.mark.parametrize("delay_s", [-4, -11, -3600])
     def test_a_stamp_ahead_that_no_step_explains_is_not_believed(self, delay_s: int) -> None:
         skew = self.stepped(-10)
         skew.sample(delay_s * SECOND, SECOND)
