@@ -102,7 +102,7 @@ class TestStep:
         skew.sample(int((latency_s - 10) * SECOND), SECOND)
         assert skew.drift_ns == -10 * SECOND
 
-    @pytest.mark.parametrize("delay_s", [-4, -11, -3600])
+    @pytest.mark.parametrize("delay_s", [-11, -3600])
     def test_a_stamp_ahead_that_no_step_explains_is_not_believed(self, delay_s: int) -> None:
         skew = self.stepped(-10)
         skew.sample(delay_s * SECOND, SECOND)
