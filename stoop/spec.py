@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from stoop.pods import NamespaceFacts, PodFacts
+
 
 class Mode(enum.StrEnum):
     """What the agent may do: act, only say what it would do, or nothing at all."""
@@ -279,6 +281,14 @@ class NodeHost(Protocol):
 
     def find_container(self, container_id: str) -> ContainerFacts:
         """The container whose id begins with this. Raises TargetGone (none), TargetRefused (two directories)."""
+        ...
+
+    def pod_of(self, container_id: str, pod_uid: str) -> PodFacts:
+        """Whose container it is, of its full id and the pod uid of its cgroup. Remembered; raises nothing."""
+        ...
+
+    def namespaces_of(self, container: ContainerFacts, process: ProcessFacts | None = None) -> NamespaceFacts:
+        """Of a container and its pod's sandbox; where this process sits elsewhere. Raises TargetGone, TargetRefused."""
         ...
 
     def container_members(self, container: ContainerFacts) -> tuple[int, ...]:

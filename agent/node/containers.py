@@ -12,6 +12,7 @@ import trio
 
 from agent.node.cgroup import FREEZER, V2, Cgroups, own_paths
 from agent.node.container_id import locate
+from agent.node.container_index import ContainerIndex
 from agent.node.held import open_pidfd
 from agent.node.procfs import Procfs
 from agent.node.session import Member, init_of
@@ -56,6 +57,7 @@ class Containers:
         self._procfs = procfs
         self._cgroups = cgroups
         self._depth = len(procfs.status(os.getpid()).ns_pids)
+        self.index = ContainerIndex(cgroups)
         self._seen: OrderedDict[str, _Seen] = OrderedDict()
         self._frozen: dict[str, tuple[str, _Switch]] = {}  # by container id, for as long as it is frozen
 
@@ -95,7 +97,7 @@ class Containers:
         return _Place(full[0], seen.pod_uid, v2, freezer) if v2 or freezer else None
 
     def _search(self, container_id: str) -> _Place:
-        by_hierarchy = self._cgroups.find(container_id)
+        by_hierarchy = self.index.find(container_id)
         found = [place for place in by_hierarchy if place]
         if not found:
             raise TargetGone(f"no cgroup is container {container_id[:12]}")

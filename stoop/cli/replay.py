@@ -20,6 +20,7 @@ from stoop.errors import TargetGone, TargetRefused
 from stoop.guard import Claims, Guard, Limits, Policy, Skew, claims
 from stoop.judge import Judge
 from stoop.metrics import Metrics
+from stoop.pods import PodFacts
 from stoop.record import Record
 from stoop.recorder import Recorder
 from stoop.respond import Parts, Responder
@@ -268,6 +269,14 @@ class ClaimedNode:
             init_pid=said.pid,
             members=(said.pid,),
         )
+
+    def pod_of(self, container_id: str, pod_uid: str) -> PodFacts:
+        """What the alert claims is all there is."""
+        return PodFacts(container_id)
+
+    def namespaces_of(self, container: ContainerFacts, process: ProcessFacts | None = None) -> NoReturn:
+        """Nobody knows."""
+        raise TargetRefused("a replay knows no namespaces")
 
     def session_entry(self, facts: ProcessFacts) -> NoReturn:
         """Nobody knows."""
