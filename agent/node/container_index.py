@@ -61,6 +61,7 @@ class ContainerIndex:
         self._watched: dict[int, tuple[str, str]] = {}  # watch → (mount, path below it)
         self._watches: dict[tuple[str, str], int] = {}
         self._found: dict[str, list[tuple[str, Found]]] = {}  # first PREFIX digits → (mount, directory)
+        self._below: dict[str, set[str]] = {}  # watched directory → names of those in it
         self._misses: dict[str, None] = {}
         self._inside: Counter[str] = Counter()  # watches inside each container that is in no pod
         self._true = False
@@ -87,12 +88,12 @@ class ContainerIndex:
         ]
         if known or container_id in self._misses:
             return self._only(self._cgroups.v2, known), self._only(self._cgroups.freezer, known)
-        searched = self._cgroups.find(container_id)
-        if searched != (None, None):
-            self._true = False  # the index has missed something: it can't be relied on
-        elif len(self._misses) < MAX_MISSES:
+        if not self._is_whole():
+            self._true = False
+            return self._cgroups.find(container_id)
+        if len(self._misses) < MAX_MISSES:
             self._misses[container_id] = None
-        return searched
+        return None, None
 
     def every(self) -> Iterator[Found]:
         """Each container's directory, in v2 where it has one. Of two with one id, both."""
@@ -149,10 +150,19 @@ class ContainerIndex:
             mount, parent = self._watched[event.wd]
             path = f"{parent}/{event.name}"
             if event.mask & flags.DELETE:
+                self._below.get(mount + parent, set()).discard(event.name)
                 self._unwatch(mount, path)
                 self._forget(mount, path)
             else:
                 self._came(mount, path)
+
+    def _is_whole(self) -> bool:
+        """Whether every watched directory has as many others in it as the index knows: a cgroup has 2 links and one
+        for each below. The search without listing, at a tenth of its cost."""
+        try:
+            return all(os.stat(directory).st_nlink - 2 == len(names) for directory, names in self._below.items())
+        except FileNotFoundError:
+            return False
 
     def _came(self, mount: str, top: str) -> None:
         """A new directory: it may have others in it already, of which nothing was told."""
@@ -168,6 +178,9 @@ class ContainerIndex:
             entries = self._found.setdefault(found.container_id[:PREFIX], [])
             if (mount, found) not in entries:
                 entries.append((mount, found))
+        parent, _, name = (mount + path).rpartition("/")
+        if path and parent in self._below:
+            self._below[parent].add(name)
         known = (mount, path) in self._watches
         if goes_on_below(place) and not known and self._inside[mount + place.directory] < MAX_INSIDE:
             self._watch(mount, path)
@@ -181,6 +194,7 @@ class ContainerIndex:
         if watch is None:
             return
         self._watched.pop(watch, None)
+        self._below.pop(mount + path, None)
         self._let_go(watch)
         directory = locate(path).directory
         if directory:
@@ -214,6 +228,7 @@ class ContainerIndex:
             watch = self._inotify.add_watch(mount + path, _MASK)
             self._watched[watch] = mount, path
             self._watches[mount, path] = watch
+            self._below[mount + path] = set()
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):  # gone meanwhile: its end is told too
                 self._fail(f"{mount}{path} can't be watched: {error.strerror} (raise fs.inotify.max_user_watches)")
@@ -235,6 +250,7 @@ class ContainerIndex:
         before = set(self._watched)
         self._watched.clear()
         self._watches.clear()
+        self._below.clear()
         self._inside.clear()
         try:
             self._inotify = self._inotify or INotify(nonblocking=True)

@@ -64,22 +64,48 @@ def test_what_was_there_before_and_what_came_after(
         directory.rmdir()
     assert where(index, after.container_id) == []
     assert where(index, before.container_id) == paths(before)
-    assert cgroups.searches == 1
     for directory in after.directories:
         directory.mkdir()
     assert where(index, after.container_id) == paths(after)
-    assert cgroups.searches == 1
+    assert cgroups.searches == 0
 
 
-def test_a_miss_is_searched_once_until_something_changes(
-    index: ContainerIndex, cgroups: Counting, make_box: MakeBox
+def test_a_miss_is_looked_into_once_until_something_changes(
+    index: ContainerIndex, cgroups: Counting, make_box: MakeBox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    looks: list[bool] = []
+    is_whole = index._is_whole
+
+    def look() -> bool:
+        looks.append(is_whole())
+        return looks[-1]
+
+    monkeypatch.setattr(index, "_is_whole", look)
+    box = make_box("v2")
     for _ in range(3):
         assert index.find("f" * 64) == (None, None)
-    assert cgroups.searches == 1
-    make_box("v2")
+    assert looks == [True]
+    for directory in box.directories:
+        directory.rmdir()
     assert index.find("f" * 64) == (None, None)
-    assert cgroups.searches == 2
+    assert index.find("e" * 64) == (None, None)
+    assert looks == [True] * 3
+    assert cgroups.searches == 0
+
+
+def test_an_index_that_has_missed_something_is_found_out_by_the_next_miss(
+    index: ContainerIndex, cgroups: Counting, make_box: MakeBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = make_box("v2")
+    assert where(index, box.container_id) == paths(box)
+    prefix = box.container_id[:12]
+    index._found.pop(prefix)
+    index._below[str(box.directories[0].parent)].clear()
+    assert where(index, box.container_id) == paths(box)
+    assert cgroups.searches == 1
+    monkeypatch.setattr(index, "_again_ns", 0)
+    assert where(index, box.container_id) == paths(box)
+    assert cgroups.searches == 1
 
 
 def test_two_directories_of_one_id_are_refused_until_one_goes(index: ContainerIndex, make_box: MakeBox) -> None:
