@@ -170,7 +170,7 @@ class Bundles:
                     return self._proven(found, container_id)
         except rootfile.Unproven as error:
             return str(error)
-        except (msgspec.DecodeError, ValueError) as error:
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
             return f"the runtime's files of container {container_id[:12]} can't be read: {error}"
         return f"no runtime's files of container {container_id[:12]} are seen here"
 

@@ -64,6 +64,7 @@ class ContainerIndex:
         self._below: dict[str, set[str]] = {}  # watched directory → names of those in it
         self._misses: dict[str, None] = {}
         self._inside: Counter[str] = Counter()  # watches inside each container that is in no pod
+        self._portions = 0
         self._true = False
         self._again_ns = 0
         self.fault = ""
@@ -88,8 +89,9 @@ class ContainerIndex:
         ]
         if known or container_id in self._misses:
             return self._only(self._cgroups.v2, known), self._only(self._cgroups.freezer, known)
-        if not self._is_whole():
-            self._true = False
+        differing = self._differing()
+        if differing:
+            self._doubt(differing)
             return self._cgroups.find(container_id)
         if len(self._misses) < MAX_MISSES:
             self._misses[container_id] = None
@@ -134,6 +136,7 @@ class ContainerIndex:
             told = os.read(self._inotify.fileno(), PORTION)
         except BlockingIOError:
             return True
+        self._portions += 1
         self._misses.clear()
         for event in parse_events(told):
             self._take(event)
@@ -151,18 +154,34 @@ class ContainerIndex:
             path = f"{parent}/{event.name}"
             if event.mask & flags.DELETE:
                 self._below.get(mount + parent, set()).discard(event.name)
-                self._unwatch(mount, path)
-                self._forget(mount, path)
+                self._went(mount, path)
             else:
                 self._came(mount, path)
 
-    def _is_whole(self) -> bool:
-        """Whether every watched directory has as many others in it as the index knows: a cgroup has 2 links and one
-        for each below. The search without listing, at a tenth of its cost."""
+    def _differing(self) -> str:
+        """A watched directory that has more or fewer others in it than the index knows, "" when there is none: a cgroup
+        has 2 links and one for each below. The search without listing, at a tenth of its cost."""
+        for directory, names in self._below.items():
+            try:
+                if os.stat(directory).st_nlink - 2 != len(names):
+                    return directory
+            except FileNotFoundError:
+                return directory
+        return ""
+
+    def _doubt(self, directory: str) -> None:
+        """The count changes before the event is told, but no list of names is given in between: whoever makes or
+        removes a directory holds its parent's lock until it was told. So a list that still differs when nothing more
+        was told shows a change that was missed."""
         try:
-            return all(os.stat(directory).st_nlink - 2 == len(names) for directory, names in self._below.items())
-        except FileNotFoundError:
-            return False
+            with os.scandir(directory) as entries:
+                listed = {entry.name for entry in entries if entry.is_dir(follow_symlinks=False)}
+        except OSError:
+            return  # gone: that is told of its parent
+        portions = self._portions
+        self.update()
+        if self._portions == portions and self._below.get(directory, listed) != listed:
+            self._true = False
 
     def _came(self, mount: str, top: str) -> None:
         """A new directory: it may have others in it already, of which nothing was told."""
@@ -170,6 +189,14 @@ class ContainerIndex:
             self._add(mount, path, place)
             if self.fault:
                 return
+
+    def _went(self, mount: str, path: str) -> None:
+        """A directory is gone, and what was in it: one of the same name may have come since, whose content was read
+        instead of the first one's, and is read again when its own coming is told."""
+        for name in self._below.get(mount + path, ()):
+            self._went(mount, f"{path}/{name}")
+        self._unwatch(mount, path)
+        self._forget(mount, path)
 
     def _add(self, mount: str, path: str, place: Place) -> None:
         """Must come before the directory's content is listed: what is made after the watch is told."""

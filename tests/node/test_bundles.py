@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent.node import rootfile
 from agent.node.bundles import MAX_CONFIG, Bundle, Bundles, Names, of_annotations
@@ -217,6 +219,35 @@ def test_what_is_no_config(node: Node, wrong: str) -> None:
     told = node.bundles().read(ID)
     assert isinstance(told, str)
     assert "can't be read" in told
+
+
+def test_a_config_nested_without_end(node: Node) -> None:
+    node.containerd(CONTAINERD).write_text('{"hooks": ' + "[" * 200_000)
+    told = node.bundles().read(ID)
+    assert isinstance(told, str)
+    assert "can't be read" in told
+
+
+KEYS = st.sampled_from([*CONTAINERD, *CRIO, "x"])
+VALUES = st.one_of(st.none(), st.text(max_size=20), st.integers(), st.sampled_from(list(CONTAINERD.values())))
+CONFIGS = st.one_of(
+    st.binary(max_size=200),
+    st.dictionaries(
+        st.sampled_from(["annotations", "Config", "State", "Name"]),
+        st.one_of(VALUES, st.dictionaries(KEYS, VALUES, max_size=5)),
+        max_size=4,
+    ).map(lambda value: json.dumps(value).encode()),
+)
+
+
+@given(data=CONFIGS)
+def test_whatever_is_in_a_config_it_is_names_or_a_reason(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    node = Node(tmp_path_factory.mktemp("node"))
+    for path in (node.containerd(CONTAINERD), node.docker(DOCKER)):
+        path.write_bytes(data)
+        told = node.bundles().read(ID)
+        assert isinstance(told, str) or told.init_pid == PID
+        path.unlink()
 
 
 def fifo(path: Path) -> None:

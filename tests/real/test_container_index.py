@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from agent.node import container_index
 from agent.node.cgroup import Cgroups, Found
 from agent.node.container_index import ContainerIndex
 from stoop.errors import TargetRefused
-from tests.real.conftest import CGROUP_ROOT, Box, MakeBox, v2_mount
+from tests.real.conftest import CGROUP_ROOT, Box, MakeBox, Spawn, line, v2_mount
 
 pytestmark = [pytest.mark.root, pytest.mark.real]
 
@@ -73,23 +74,23 @@ def test_what_was_there_before_and_what_came_after(
 def test_a_miss_is_looked_into_once_until_something_changes(
     index: ContainerIndex, cgroups: Counting, make_box: MakeBox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks: list[bool] = []
-    is_whole = index._is_whole
+    looks: list[str] = []
+    differing = index._differing
 
-    def look() -> bool:
-        looks.append(is_whole())
+    def look() -> str:
+        looks.append(differing())
         return looks[-1]
 
-    monkeypatch.setattr(index, "_is_whole", look)
+    monkeypatch.setattr(index, "_differing", look)
     box = make_box("v2")
     for _ in range(3):
         assert index.find("f" * 64) == (None, None)
-    assert looks == [True]
+    assert looks == [""]
     for directory in box.directories:
         directory.rmdir()
     assert index.find("f" * 64) == (None, None)
     assert index.find("e" * 64) == (None, None)
-    assert looks == [True] * 3
+    assert looks == [""] * 3
     assert cgroups.searches == 0
 
 
@@ -257,3 +258,56 @@ def test_closed_twice_and_used_again(index: ContainerIndex, make_box: MakeBox) -
     index.close()
     index.close()
     assert where(index, box.container_id) == paths(box)
+
+
+CHURN = """
+import os, random, sys
+top, seed = sys.argv[1], int(sys.argv[2])
+draw = random.Random(seed)
+pods = [f"{top}/kubepods/pod{number:032x}" for number in range(6)]
+print("ready", flush=True)
+for _ in range(3000):
+    path = draw.choice(pods)
+    if draw.random() < 0.7:
+        path += f"/{draw.randrange(120):064x}"
+    try:
+        os.mkdir(path) if draw.random() < 0.35 else os.rmdir(path)
+    except OSError:
+        pass
+print("done", flush=True)
+"""
+"""Makes and removes pods and containers as fast as it can, some ids in several pods."""
+
+
+def answer(find: Callable[[str], object], container_id: str) -> object:
+    try:
+        return find(container_id)
+    except TargetRefused:
+        return "refused"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_amid_changes_it_ends_up_with_what_a_search_finds(
+    seed: int, index: ContainerIndex, cgroups: Counting, make_box: MakeBox, spawn: Spawn
+) -> None:
+    box = make_box("v2")
+    assert box.v2 is not None
+    top = box.v2.parents[3]
+    program = spawn(sys.executable, "-c", CHURN, str(top), str(seed))
+    assert line(program) == "ready"
+    ids = [f"{number:064x}" for number in range(120)]
+    ended = False
+    while not ended:
+        ended = program.poll() is not None
+        for container_id in ids:
+            answer(index.find, container_id)
+    assert line(program) == "done"
+    assert where(index, box.container_id) == paths(box)
+    searches = cgroups.searches
+    answers = [answer(index.find, container_id) for container_id in ids]
+    assert cgroups.searches == searches
+    assert answers == [answer(cgroups.find, container_id) for container_id in ids]
+    assert "refused" in answers
+    assert len({str(found) for found in answers}) > 10
+    present = {f"{path}/{name}" for path, names, _ in os.walk(top) for name in names}
+    assert {mount + path for mount, path in index._watches if str(top) in mount + path} <= present | {str(top)}

@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import struct
 import subprocess
 import tarfile
 from pathlib import Path
 
 IMAGE = "stoop.test/busybox:1"
 
+_PT_INTERP = 3
 _MEDIA = "application/vnd.oci.image"
 _DIRECTORIES = ("bin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "usr", "var")
 
@@ -39,6 +41,15 @@ def write(out: Path, busybox: str) -> None:
     with tarfile.open(out, "w") as tar:
         for name, content in blobs.items():
             _add(tar, name, content)
+
+
+def is_static(program: str) -> bool:
+    """Whether an ELF program needs no loader and so no libraries beside it (elf(5): no PT_INTERP)."""
+    data = Path(program).read_bytes()
+    if data[:5] != b"\x7fELF\x02":  # 64 bits
+        return False
+    offset, size, count = (*struct.unpack_from("<Q", data, 32), *struct.unpack_from("<HH", data, 54))
+    return all(struct.unpack_from("<I", data, offset + number * size)[0] != _PT_INTERP for number in range(count))
 
 
 def _applets(busybox: str) -> list[str]:

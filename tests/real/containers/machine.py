@@ -19,8 +19,10 @@ from tests.real.containers.cgroups import PREFIX, hierarchies
 MARK = "STOOP_TEST_NODE"
 """In the environment of every daemon of a test node: the pid of the tests that started it."""
 
-WATCHED = ("/etc", "/run", "/var/lib", "/var/log", "/")
-"""Directories in which a node would have made some."""
+WATCHED = ("/run", "/var/lib", "/var/log", "/etc", "/opt")
+"""Where containerd, runc, the CNI plugins and the kubelet make their directories; others may make some meanwhile."""
+
+_THEIRS = re.compile(r"containerd|runc|cni|kubelet|pods|containers|lock|stoop")
 
 _NAMED = re.compile(r"stoop-[a-z]+-(\d+)-")
 
@@ -98,6 +100,7 @@ def _network() -> frozenset[str]:
 
 
 def _directories() -> frozenset[str]:
-    found = {str(path) for top in WATCHED for path in Path(top).iterdir() if path.is_dir()}
+    below = (path for top in WATCHED if os.path.isdir(top) for path in Path(top).iterdir())
+    found = {str(path) for path in below if _THEIRS.search(path.name) and path.is_dir()}
     found |= {str(path) for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}-{os.getpid()}-*")}
     return frozenset(found)

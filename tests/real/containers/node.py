@@ -95,7 +95,8 @@ def missing() -> str:
         return "needs root: it makes namespaces, cgroups and containers"
     absent = sorted(program for program in PROGRAMS if shutil.which(program) is None)
     if not absent:
-        return ""
+        static = image.is_static(shutil.which("busybox") or "")
+        return "" if static else "busybox is not static here (Debian: apt-get install busybox-static)"
     packages = sorted({PROGRAMS[program] for program in absent})
     return f"no {', '.join(absent)} here (Debian: apt-get install {' '.join(packages)})"
 

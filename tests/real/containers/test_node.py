@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from agent.node.procfs import parse_cgroups
 from tests.real.conftest import Spawn, alive, await_that, line
-from tests.real.containers import cgroups, machine
+from tests.real.containers import cgroups, image, machine
 from tests.real.containers.node import Node, host_programs, missing, node
 from tests.real.containers.pod import Container
 
@@ -82,6 +83,13 @@ def test_an_exec_is_the_shims_child_in_the_container(the_node: Node) -> None:
     assert parent(entry) == parent(container.init_pid)
     assert container.pids() == {container.init_pid, entry}
     assert container.run("hostname") != ""
+
+
+@pytest.mark.usefixtures("fit")
+def test_programs_that_need_no_libraries() -> None:
+    assert image.is_static(shutil.which("busybox") or "")
+    assert not image.is_static("/bin/sh")
+    assert not image.is_static(__file__)
 
 
 def parent(pid: int) -> int:
