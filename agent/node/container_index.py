@@ -138,8 +138,12 @@ class ContainerIndex:
             return True
         self._portions += 1
         self._misses.clear()
-        for event in parse_events(told):
-            self._take(event)
+        try:
+            for event in parse_events(told):
+                self._take(event)
+        except (TargetRefused, OSError) as error:
+            self._fail(f"cgroups can't be looked through: {error}")
+            self._again_ns = time.monotonic_ns() + FAULT_NS
         more = len(told) > PORTION - _LONGEST_EVENT
         return not more and self._is_true()
 

@@ -311,3 +311,21 @@ def test_amid_changes_it_ends_up_with_what_a_search_finds(
     assert len({str(found) for found in answers}) > 10
     present = {f"{path}/{name}" for path, names, _ in os.walk(top) for name in names}
     assert {mount + path for mount, path in index._watches if str(top) in mount + path} <= present | {str(top)}
+
+
+def test_too_many_that_came_at_once_are_a_fault_and_no_error(
+    index: ContainerIndex, make_box: MakeBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = make_box("v2")
+    assert box.v2 is not None
+    assert where(index, box.container_id) == paths(box)
+    for number in range(5):
+        (box.v2.parents[2] / "burst" / f"{number}").mkdir(parents=True)
+    monkeypatch.setattr("agent.node.cgroup.MAX_DIRECTORIES", 3)
+    assert not index.update()
+    assert "not searched to the end" in index.fault
+    monkeypatch.undo()
+    assert where(index, box.container_id) == paths(box)  # by a search
+    monkeypatch.setattr(index, "_again_ns", 0)
+    assert where(index, box.container_id) == paths(box)
+    assert index.fault == ""

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -60,16 +61,13 @@ class CgroupRoot:
 
     def end(self) -> None:
         """SIGKILL to all in them (frozen ones are thawed), until they have gone; then remove the directories."""
-        for directory in self._all():
-            for file, value in _FREEZERS:
-                if (directory / file).exists():
-                    (directory / file).write_text(value)
+        thaw(self._all())
         members = self.pids()
         if (self.v2 / "cgroup.kill").exists():
             (self.v2 / "cgroup.kill").write_text("1")
         await_that(partial(self._killed, members), f"nobody in {self.name}")
-        for directory in sorted(self._all(), key=lambda path: len(path.parts), reverse=True):
-            await_that(partial(_removed, directory), f"{directory} removed")
+        for root in self.directories:
+            remove(root)
 
     def _killed(self, members: set[int]) -> bool:
         """A cgroup counts as empty while its processes still give back memory and mounts: so those are awaited too."""
@@ -80,7 +78,26 @@ class CgroupRoot:
         return not self.pids() and not any(alive(pid) for pid in members)
 
     def _all(self) -> list[Path]:
-        return [Path(path) for root in self.directories for path, _, _ in os.walk(root)]
+        return [directory for root in self.directories for directory in below(root)]
+
+
+def below(root: Path) -> list[Path]:
+    """A directory and all below it; [] when there is none."""
+    return [Path(path) for path, _, _ in os.walk(root)]
+
+
+def thaw(directories: Iterable[Path]) -> None:
+    """Turn off every freezer, whoever turned it on."""
+    for directory in directories:
+        for file, value in _FREEZERS:
+            if (directory / file).exists():
+                (directory / file).write_text(value)
+
+
+def remove(root: Path) -> None:
+    """Remove a directory and all below it, once nobody is left in them."""
+    for directory in reversed(below(root)):
+        await_that(partial(_removed, directory), f"{directory} removed")
 
 
 def _removed(directory: Path) -> bool:

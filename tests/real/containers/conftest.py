@@ -10,9 +10,16 @@ from tests.real.containers import machine
 from tests.real.containers.node import Node, missing, node
 
 
+@pytest.fixture
+def the_node(one_node: Node) -> Iterator[Node]:
+    """A real node with containerd, without pods. What the test makes is removed after it."""
+    yield one_node
+    one_node.clear()
+
+
 @pytest.fixture(scope="session")
-def the_node() -> Iterator[Node]:
-    """A real node with containerd. The machine is compared before and after it."""
+def one_node() -> Iterator[Node]:
+    """The node of all tests. The machine is compared before and after it."""
     reason = missing()
     if reason:
         pytest.skip(reason)

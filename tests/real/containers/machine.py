@@ -1,7 +1,8 @@
 """What a test node must leave as it was: processes, cgroups, mounts, links, routes, nft rules, directories.
 
 Others may work on this machine at the same time. So of processes only those count that stem from a test node (its
-cgroups, or its mark in their environment), and of cgroups not those that are named after another living program.
+cgroups, or its mark in their environment), and of cgroups and directories those that a node could have made, without
+those that are named after another living program.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ WATCHED = ("/run", "/var/lib", "/var/log", "/etc", "/opt")
 
 _THEIRS = re.compile(r"containerd|runc|cni|kubelet|pods|containers|lock|stoop")
 
+_CGROUPS = re.compile(rf"{PREFIX}|kubepods|containerd|[0-9a-f]{{64}}|daemons")
 _NAMED = re.compile(r"stoop-[a-z]+-(\d+)-")
 
 
@@ -70,7 +72,7 @@ def _processes() -> frozenset[str]:
 
 def _cgroups() -> frozenset[str]:
     found = (path for hierarchy in hierarchies() for path, _, _ in os.walk(hierarchy))
-    return frozenset(path for path in found if not _of_another(path))
+    return frozenset(path for path in found if _CGROUPS.search(path) and not _of_another(path))
 
 
 def _of_another(path: str) -> bool:

@@ -30,6 +30,7 @@ from typing import IO
 
 from tests.real.conftest import await_that, line
 from tests.real.containers import cgroups, image
+from tests.real.containers.cgroups import below
 from tests.real.containers.machine import MARK
 from tests.real.containers.pod import Pod, Who
 
@@ -109,7 +110,8 @@ class Node:
         self.cgroups = root
         self.pid = 0
         self._daemons: list[subprocess.Popen[str]] = []
-        self._pods = itertools.count(2)
+        self.pods: list[Pod] = []
+        self._numbers = itertools.count(2)
 
     # ------------------------------------------------------------ looking
 
@@ -133,8 +135,9 @@ class Node:
         """The command that runs this one on the node: in its mount and network namespaces, in the current folder."""
         return ["nsenter", f"--target={self.pid}", "--mount", "--net", f"--wdns={os.getcwd()}", "--", *argv]
 
-    def run(self, *argv: str) -> str:
-        """Run a command on the node to its end; what it wrote. Raises AssertionError with what it said when it failed.
+    def run(self, *argv: str, check: bool = True) -> str:
+        """Run a command on the node to its end; what it wrote. Raises AssertionError with what it said when it failed
+        (unless `check` is off).
 
         It is born into the node's cgroup, so that whatever it leaves behind ends with the node.
         """
@@ -149,12 +152,12 @@ class Node:
                 env=self.environment(),
             ).returncode
             said = [Path(f"/proc/self/fd/{file.fileno()}").read_text(errors="replace") for file in (out, err)]
-        assert code == 0, f"{' '.join(argv)}: {code}: {said[1].strip()}"
+        assert code == 0 or not check, f"{' '.join(argv)}: {code}: {said[1].strip()}"
         return said[0]
 
-    def ctr(self, *argv: str) -> str:
+    def ctr(self, *argv: str, check: bool = True) -> str:
         """`ctr` in the kubelet's namespace of containerd."""
-        return self.run("ctr", "--namespace", "k8s.io", *argv)
+        return self.run("ctr", "--namespace", "k8s.io", *argv, check=check)
 
     def start(self, *argv: str, name: str) -> subprocess.Popen[str]:
         """Start a daemon on the node; it ends with the node. Its output is in `<directory>/<name>.log`."""
@@ -186,9 +189,23 @@ class Node:
         `uid`: a new one when empty. `qos`: burstable, besteffort or guaranteed.
         """
         who = Who(name, namespace, uid or str(uuid.uuid4()))
-        made = Pod(self, who, qos=qos, number=0 if host_network else next(self._pods))
+        made = Pod(self, who, qos=qos, number=0 if host_network else next(self._numbers))
+        self.pods.append(made)
         made.begin()
         return made
+
+    def clear(self) -> None:
+        """Remove every pod there is, whatever became of it: processes, bundles, cgroups, log files."""
+        ids = [container.id for pod in self.pods for container in (*pod.containers, pod.sandbox)]
+        if not ids:
+            return
+        cgroups.thaw(directory for root in self.cgroups.directories for directory in below(root / "kubepods"))
+        # Some are gone already: by a test, or because they ended.
+        self.ctr("task", "delete", "--force", *ids, check=False)
+        self.ctr("containers", "delete", *ids, check=False)
+        for pod in self.pods:
+            pod.forget()
+        self.pods.clear()
 
     # ------------------------------------------------------------ lifetime
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import itertools
 import json
 import secrets
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.node.procfs import namespace_inode
+from tests.real.containers import cgroups
 from tests.real.containers.image import IMAGE
 
 if TYPE_CHECKING:
@@ -84,9 +86,23 @@ class Pod:
         for kind in ("network", "ipc", "uts"):
             file = {"network": "net"}.get(kind, kind)
             flags += ["--with-ns", f"{kind}:/proc/{self.sandbox.init_pid}/ns/{file}"]
-        made.begin(command, (*flags, *options))
         self.containers.append(made)
+        made.begin(command, (*flags, *options))
         return made
+
+    def forget(self) -> None:
+        """Remove its cgroups and log files, as the kubelet does when all its containers have gone."""
+        for root in self.node.cgroups.directories:
+            cgroups.remove(root.parent / self.cgroup.lstrip("/"))
+        logs = self.node.directory / "log"
+        shutil.rmtree(logs / self.logs.removeprefix("/var/log/"))
+        for container in self.containers:
+            container.link.unlink(missing_ok=True)
+
+    @property
+    def logs(self) -> str:
+        """The directory of its log files on the node."""
+        return f"/var/log/pods/{self.namespace}_{self.name}_{self.uid}"
 
     def run(self, *argv: str) -> str:
         """Run a program of the machine to its end in the pod's network namespace; what it wrote."""
@@ -200,16 +216,19 @@ class Container:
         yield f"{CRI}.sandbox-namespace", self.pod.namespace
         yield f"{CRI}.sandbox-uid", self.pod.uid
         if self.kind == "sandbox":
-            yield f"{CRI}.sandbox-log-directory", self._pod_logs()
+            yield f"{CRI}.sandbox-log-directory", self.pod.logs
         else:
             yield f"{CRI}.container-name", self.name
             yield f"{CRI}.image-name", IMAGE
 
-    def _pod_logs(self) -> str:
-        return f"/var/log/pods/{self.pod.namespace}_{self.pod.name}_{self.pod.uid}"
-
     def _log_directory(self) -> str:
-        return f"{self._pod_logs()}/{self.name}" if self.name else self._pod_logs()
+        return f"{self.pod.logs}/{self.name}" if self.name else self.pod.logs
+
+    @property
+    def link(self) -> Path:
+        """The link to its log file, outside the node."""
+        name = f"{self.pod.name}_{self.pod.namespace}_{self.name}-{self.id}.log"
+        return self.node.directory / "log/containers" / name
 
     def _write_log_links(self) -> None:
         """`/var/log` of the node lies in the state directory: what is written there shows on the node."""
@@ -219,8 +238,7 @@ class Container:
         if self.kind == "sandbox":
             return
         (below / f"{self.attempt}.log").touch(mode=0o640)
-        link = logs / "containers" / f"{self.pod.name}_{self.pod.namespace}_{self.name}-{self.id}.log"
-        link.symlink_to(self.log)
+        self.link.symlink_to(self.log)
 
     def config(self) -> dict[str, object]:
         """What its bundle's config.json says."""

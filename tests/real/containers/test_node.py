@@ -121,6 +121,22 @@ def freeze(container: Container) -> None:
                 (directory / file).write_text(word)
 
 
+def test_cleared_it_has_no_pods_whatever_became_of_them(the_node: Node) -> None:
+    before = the_node.cgroups.pids()
+    pod = the_node.pod()
+    frozen, removed, ended = (pod.container("sleep", "1000", name=name) for name in ("frozen", "removed", "ended"))
+    freeze(frozen)
+    removed.remove()
+    os.kill(ended.init_pid, signal.SIGKILL)
+    the_node.clear()
+    assert the_node.cgroups.pids() == before
+    assert not any((root.parent / pod.cgroup[1:]).exists() for root in the_node.cgroups.directories)
+    for path in ("/var/log/pods", "/var/log/containers", "/run/containerd/io.containerd.runtime.v2.task/k8s.io"):
+        assert os.listdir(the_node.path(path)) == []
+    assert the_node.ctr("containers", "list", "--quiet") == ""
+    assert the_node.pod().container("sleep", "1000").pids()
+
+
 @pytest.mark.usefixtures("fit")
 def test_a_node_leaves_the_machine_as_it_was_also_when_its_body_fails() -> None:
     before = machine.look()
