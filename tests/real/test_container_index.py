@@ -71,6 +71,46 @@ def test_what_was_there_before_and_what_came_after(
     assert cgroups.searches == 0
 
 
+SLICE = "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod8c0e1c3e_5f1d_4a53_9b4f_0d6f6f0b1e77.slice"
+ID, UID = "ab" * 32, "8c0e1c3e-5f1d-4a53-9b4f-0d6f6f0b1e77"
+
+
+@pytest.mark.parametrize("kind", ["v2", "hybrid"])
+@pytest.mark.parametrize(
+    ("name", "pod_uid"),
+    [
+        (f"kubepods/besteffort/pod{UID}/{ID}", UID),
+        (f"{SLICE}/cri-containerd-{ID}.scope", UID),
+        (f"{SLICE}/crio-{ID}.scope", UID),
+        (f"{SLICE}/docker-{ID}.scope", UID),
+        (
+            f"system.slice/containerd.service/kubepods-burstable-pod{UID.replace('-', '_')}.slice:cri-containerd:{ID}",
+            UID,
+        ),
+        (f"docker/{ID}", ""),
+        (f"system.slice/docker-{ID}.scope", ""),
+        (f"machine.slice/libpod-{ID}.scope", ""),
+        (f"docker/{'cd' * 32}/kubelet/kubepods/pod{UID}/{ID}", UID),
+    ],
+)
+def test_the_names_of_each_runtime_and_driver(
+    name: str, pod_uid: str, kind: str, index: ContainerIndex, make_box: MakeBox
+) -> None:
+    index.update()
+    box = make_box(kind, name)
+    assert where(index, ID[:12]) == paths(box)
+    assert {found.pod_uid for found in index.find(ID) if found} == {pod_uid}
+    assert [found.directory for found in index.every() if found.container_id == ID] == [str(box.v2)]
+
+
+def test_conmon_beside_a_container_is_not_it(index: ContainerIndex, make_box: MakeBox) -> None:
+    box = make_box("v2", f"{SLICE}/crio-{ID}.scope")
+    assert box.v2 is not None
+    box.v2.with_name(f"crio-conmon-{ID}.scope").mkdir()
+    (box.v2 / "container").mkdir()
+    assert where(index, ID) == [str(box.v2)]
+
+
 def test_a_miss_is_looked_into_once_until_something_changes(
     index: ContainerIndex, cgroups: Counting, make_box: MakeBox, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import pytest
 from agent.node.host import LinuxHost
 from stoop.errors import TargetGone, TargetRefused
 from stoop.pods import PodFacts, Source, Told
-from tests.real.conftest import await_that
+from tests.real.conftest import Spawn, await_that, line, spawn
 from tests.real.containers.image import IMAGE
 from tests.real.containers.node import Node
 from tests.real.containers.pod import Container
+
+__all__ = ["spawn"]
 
 pytestmark = [pytest.mark.root, pytest.mark.real]
 
@@ -88,6 +91,40 @@ def test_the_index_follows_containers(the_node: Node, host: LinuxHost) -> None:
     first.remove()
     with pytest.raises(TargetGone):
         host.find_container(first.id[:12])
+
+
+FROM_A_POD = """
+import sys
+from agent.node.host import LinuxHost
+host = LinuxHost(root=sys.argv[1])
+with host.hold(int(sys.argv[2])) as held:
+    facts = held.facts
+print(*(path for names, path in facts.cgroups if names in ("", "freezer")), flush=True)
+for _ in "known", "searched":
+    found = host.find_container(facts.container_id)
+    pod = host.pod_of(found.container_id, found.pod_uid)
+    print(found.container_id, found.cgroup_v2, found.init_pid, pod.name.value)
+    host._containers._seen.clear()
+print(host._containers.index._true, flush=True)
+host.close()
+"""
+"""What an agent sees that is in a pod itself. Its arguments: the node's root, a pid."""
+
+
+def test_seen_from_a_cgroup_namespace_of_one_s_own(the_node: Node, spawn: Spawn) -> None:
+    """As the agent's own container has one on v2: the paths of others begin with `/..` then."""
+    victim = the_node.pod("web-1", "shop").container("sleep", "1000")
+    agents = the_node.pod("stoop-1", "stoop").container("sleep", "1000")
+
+    def enter() -> None:
+        for directory in agents.directories:
+            (directory / "cgroup.procs").write_text(str(os.getpid()))
+
+    argv = (sys.executable, "-c", FROM_A_POD, str(the_node.root), str(victim.init_pid))
+    agent = spawn("unshare", "--cgroup", *argv, preexec_fn=enter)
+    assert all(path.startswith("/../") for path in line(agent).split())
+    expected = f"{victim.id} {victim.v2} {victim.init_pid} web-1"
+    assert [line(agent), line(agent), line(agent)] == [expected, expected, "True"]
 
 
 # ---------------------------------------------------------------- namespaces
