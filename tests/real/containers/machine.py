@@ -2,7 +2,7 @@
 
 Others may work on this machine at the same time. So of processes only those count that stem from a test node (its
 cgroups, or its mark in their environment), and of cgroups and directories those that a node could have made, without
-those that are named after another living program.
+those that are named after another program.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WATCHED = ("/run", "/var/lib", "/var/log", "/etc", "/opt")
 _THEIRS = re.compile(r"containerd|runc|cni|kubelet|pods|containers|lock|stoop")
 
 _CGROUPS = re.compile(rf"{PREFIX}|kubepods|containerd|[0-9a-f]{{64}}|daemons")
-_NAMED = re.compile(r"stoop-[a-z]+-(\d+)-")
+_NAMED = re.compile(r"stoop-[a-z]+-(\d+)\b")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _cgroups() -> frozenset[str]:
 
 def _of_another(path: str) -> bool:
     match = _NAMED.search(path)
-    return match is not None and int(match[1]) != os.getpid() and alive(int(match[1]))
+    return match is not None and int(match[1]) != os.getpid()
 
 
 def _mounts() -> frozenset[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,10 @@ import pytest
 
 from agent.node.host import LinuxHost
 from stoop.errors import TargetGone, TargetRefused
+from stoop.guard import Skew
 from stoop.pods import PodFacts, Source, Told
+from stoop.subject import Seen, Subject
+from stoop.testing import HOST_FACTS, alert_of
 from tests.real.conftest import Spawn, await_that, line, spawn
 from tests.real.containers.image import IMAGE
 from tests.real.containers.node import Node
@@ -125,6 +130,69 @@ def test_seen_from_a_cgroup_namespace_of_one_s_own(the_node: Node, spawn: Spawn)
     assert all(path.startswith("/../") for path in line(agent).split())
     expected = f"{victim.id} {victim.v2} {victim.init_pid} web-1"
     assert [line(agent), line(agent), line(agent)] == [expected, expected, "True"]
+
+
+# ---------------------------------------------------------------- who lies
+
+
+def test_a_pod_that_writes_the_kubelet_s_directories_changes_the_weaker_word_only(
+    the_node: Node, host: LinuxHost, tmp_path: Path
+) -> None:
+    pod = the_node.pod("web-1", "shop")
+    logs = f"type=bind,src={the_node.directory}/log,dst=/var/log,options=rbind:rw"
+    liar = pod.container("sleep", "1000", name="app", mounts=[logs])
+    liar.run("mv", f"/var/log/pods/shop_web-1_{pod.uid}", f"/var/log/pods/kube-system_dns_{pod.uid}")
+    liar.run("sh", "-c", f"cd /var/log/containers; rm *{liar.id}.log; ln -s x dns_kube-system_dns-{liar.id}.log")
+    assert pod_of(host, liar.init_pid).namespace == told("shop")
+    (tmp_path / "var").mkdir()
+    (tmp_path / "var/log").symlink_to(the_node.path("/var/log"))
+    without_bundles = LinuxHost(root=str(tmp_path))
+    try:
+        facts = pod_of(without_bundles, liar.init_pid)
+    finally:
+        without_bundles.close()
+    assert facts.namespace == Told("kube-system", Source.KUBELET)
+    assert facts.contradicts({"k8s.ns.name": "shop"}) == ""
+    liar.run("mv", f"/var/log/pods/kube-system_dns_{pod.uid}", f"/var/log/pods/shop_web-1_{pod.uid}")
+
+
+def subject(host: LinuxHost, pid: int, **claims: str) -> Subject:
+    now_ns = time.time_ns()
+    return Subject(alert_of(time_ns=now_ns, proc_pid=pid, **claims), host, Seen(HOST_FACTS, Skew(), now_ns))
+
+
+def test_a_process_that_steps_into_another_pod_s_cgroups_stays_who_it_was(the_node: Node, host: LinuxHost) -> None:
+    """With the host's cgroups mounted: it wants to be one of kube-system, or two containers at once."""
+    system = the_node.pod("dns", "kube-system").container("sleep", "1000", name="dns")
+    liar = the_node.pod("web-1", "shop").container(
+        *("sleep", "1000"),
+        mounts=["type=bind,src=/sys/fs/cgroup,dst=/cgroups,options=rbind:rw"],
+        options=["--privileged", "--with-ns", f"pid:/proc/{the_node.pid}/ns/pid"],
+    )
+    pid = liar.exec("sleep", "2000")
+    below = f"/cgroups/{liar.v2.relative_to('/sys/fs/cgroup')}/kubepods/pod{system.pod.uid}/{system.id}"
+    liar.run("mkdir", "-p", below)
+    assert host.find_container(system.id[:12]).cgroup_v2 == str(system.v2)
+    places = [f"/cgroups/{path.relative_to('/sys/fs/cgroup')}/cgroup.procs" for path in system.directories]
+    liar.run("sh", "-ec", f"echo {pid} >/cgroups/{system.v2.relative_to('/sys/fs/cgroup')}/cgroup.procs")
+    if len(places) > 1:
+        with pytest.raises(TargetRefused, match="two container ids"):
+            host.hold(pid)
+    liar.run("sh", "-ec", f"for place in {' '.join(places)}; do echo {pid} >$place; done")
+    moved = subject(host, pid, container_id=liar.id[:12], k8s_ns_name="shop", k8s_pod_name="web-1")
+    facts = moved.process().facts
+    pod = moved.pod()
+    refusal = moved.refusal(frozenset({"kube-system"}))
+    moved.release()
+    assert facts.container_id == system.id
+    assert pod is not None
+    assert (pod.container_id, pod.namespace) == (liar.id, told("shop"))
+    assert refusal == ""
+    rightly = subject(host, system.init_pid, container_id=system.id[:12])
+    rightly.process()
+    assert "kube-system is protected" in rightly.refusal(frozenset({"kube-system"}))
+    rightly.release()
+    os.kill(pid, signal.SIGKILL)
 
 
 # ---------------------------------------------------------------- namespaces
