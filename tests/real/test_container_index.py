@@ -15,7 +15,7 @@ from agent.node import container_index
 from agent.node.cgroup import Cgroups, Found
 from agent.node.container_index import ContainerIndex
 from stoop.errors import TargetRefused
-from tests.real.conftest import CGROUP_ROOT, Box, MakeBox, Spawn, line, v2_mount
+from tests.real.conftest import CGROUP_ROOT, Box, MakeBox, Spawn, line
 
 pytestmark = [pytest.mark.root, pytest.mark.real]
 
@@ -224,7 +224,6 @@ def test_more_told_than_is_read_at_once_is_searched_and_then_known(
     assert where(index, f"{0:064x}") == [str(first.v2.parent / f"{0:064x}")]
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or v2_mount() is None, reason="needs root, to make cgroups v2")
 def test_after_an_overflow_all_is_read_anew(
     index: ContainerIndex, cgroups: Counting, make_box: MakeBox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,8 +263,9 @@ def test_where_it_can_t_watch_every_question_is_a_search(
         assert "not searched to the end" in index.fault
 
 
-def test_a_renamed_cgroup_of_v1(index: ContainerIndex, make_box: MakeBox, monkeypatch: pytest.MonkeyPatch) -> None:
-    box = make_box("v1")
+@pytest.mark.parametrize("kind", ["v1"])
+def test_a_renamed_cgroup(kind: str, index: ContainerIndex, make_box: MakeBox, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = make_box(kind)
     assert box.freezer is not None
     assert where(index, box.container_id) == paths(box)
     moved = box.freezer.with_name("e2" * 32)

@@ -8,9 +8,10 @@
 containerd runs in a mount and a network namespace of its own, with its own /run and /var/log; pids and cgroups are the
 machine's. A program started by `inside` sees the standard paths (/run/containerd, /var/log/pods), and from outside they
 are at `path`. Everything is born into cgroups named after this process (`cgroups.py`), and ends with them; mounts and
-links end with the namespaces. Needs root and the programs of PROGRAMS.
+links end with the namespaces. Needs root and the programs of PROGRAMS. Processes that do more than busybox can get the
+machine's own programs by `mounts=host_programs()`.
 
-Times on an idle machine of 2 cores: node 0.4 s, pod 0.25 s, container 0.25 s.
+Times on a machine of 2 cores: node 0.3 s, pod 0.2 s, container 0.15 s, exec 0.2 s; its end 0.1 s.
 """
 
 from __future__ import annotations
