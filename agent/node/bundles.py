@@ -33,7 +33,12 @@ _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 _UID = re.compile(r"[0-9A-Za-z-]{1,64}")
 _ID = re.compile(r"[0-9a-f]{64}")
 
-_STATES = ("/run/containerd", "/run/k3s/containerd", "/run/k0s/containerd")
+_STATES = (
+    "/run/containerd",
+    "/run/k3s/containerd",  # rke2 too
+    "/run/k0s/containerd",
+    "/var/snap/microk8s/common/run/containerd",
+)
 _TASKS = "io.containerd.runtime.v2.task"
 
 _CRI = "io.kubernetes.cri."
@@ -193,19 +198,22 @@ class Bundles:
 
     def _first(self, directories: Iterable[str]) -> Bundle | None:
         for directory in directories:
-            found = self._oci(directory, "init.pid")
+            found = self._oci(directory, f"{directory}/init.pid")
             if found is not None:
                 return found
         return None
 
     def _storage(self, container_id: str) -> Bundle | None:
-        return self._oci(f"/run/containers/storage/overlay-containers/{container_id}/userdata", "pidfile")
+        """CRI-O keeps both files in the run directory, Podman its bundle in the other one."""
+        below = f"containers/storage/overlay-containers/{container_id}/userdata"
+        pid_file = f"/run/{below}/pidfile"
+        return self._oci(f"/run/{below}", pid_file) or self._oci(f"/var/lib/{below}", pid_file)
 
     def _oci(self, directory: str, pid_file: str) -> Bundle | None:
         data = self._file(f"{directory}/config.json", MAX_CONFIG)
         if data is None:
             return None
-        pid = self._file(f"{directory}/{pid_file}", MAX_PID_FILE)
+        pid = self._file(pid_file, MAX_PID_FILE)
         return Bundle(of_annotations(_config.decode(data).annotations), _number(pid))
 
     def _docker(self, container_id: str) -> Bundle | None:

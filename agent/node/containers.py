@@ -116,6 +116,8 @@ class Containers:
         return {pid for directory in directories if directory for pid in self._cgroups.members(directory)}
 
     def _init(self, members: set[int]) -> int:
+        if self._is_first_inside(min(members, default=0)):
+            return min(members)
         known = {}
         for member in self._read(members):
             # One level below ours and the first there. The usual case, and it spares reading all the others.
@@ -123,6 +125,14 @@ class Containers:
                 return member.pid
             known[member.pid] = member
         return init_of(known)
+
+    def _is_first_inside(self, pid: int) -> bool:
+        """Whether it is the first of a pid namespace below ours: of the lowest number that is nearly always so."""
+        try:
+            ns_pids = self._procfs.status(pid).ns_pids if pid else ()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return len(ns_pids) == self._depth + 1 and ns_pids[-1] == 1
 
     def table(self, pids: Iterable[int]) -> dict[int, Member]:
         """Parents, sessions and starts of these processes; those that have gone are left out."""

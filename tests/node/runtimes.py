@@ -74,10 +74,10 @@ class Node:
         self.write(f"{bundle}/init.pid", str(PID))
         return self.write(f"{bundle}/config.json", {"ociVersion": "1.0.2", "annotations": annotations, "hooks": {}})
 
-    def storage(self, annotations: dict[str, str]) -> Path:
-        userdata = f"/run/containers/storage/overlay-containers/{ID}/userdata"
-        self.write(f"{userdata}/pidfile", f"{PID}\n")
-        return self.write(f"{userdata}/config.json", {"annotations": annotations})
+    def storage(self, annotations: dict[str, str], top: str = "/run") -> Path:
+        below = f"containers/storage/overlay-containers/{ID}/userdata"
+        self.write(f"/run/{below}/pidfile", f"{PID}\n")
+        return self.write(f"{top}/{below}/config.json", {"annotations": annotations})
 
     def docker(self, config: object) -> Path:
         return self.write(f"/var/lib/docker/containers/{ID}/config.v2.json", config)

@@ -75,6 +75,7 @@ def test_what_is_no_name_is_left_out(wrong: str) -> None:
         lambda node: node.containerd(CONTAINERD),
         lambda node: node.containerd(CONTAINERD, "/run/k3s/containerd"),
         lambda node: node.containerd(CONTAINERD, "/run/k0s/containerd"),
+        lambda node: node.containerd(CONTAINERD, "/var/snap/microk8s/common/run/containerd"),
         lambda node: node.storage(CRIO),
         lambda node: node.docker(DOCKER),
     ],
@@ -93,7 +94,7 @@ def test_containers_of_no_pod(node: Node) -> None:
 
 def test_podman_and_plain_containerd(node: Node) -> None:
     node.in_cgroup(f"/machine.slice/libpod-{ID}.scope/container")
-    node.storage({"io.container.manager": "libpod"})
+    node.storage({"io.container.manager": "libpod"}, "/var/lib")
     assert node.bundles().read(ID) == Bundle(Names(), PID)
     other = Node(node.root / "other")
     other.in_cgroup(f"/default/{ID}")

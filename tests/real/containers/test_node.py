@@ -105,6 +105,7 @@ def test_capabilities_mounts_and_the_upper_layer(the_node: Node, tmp_path: Path)
     )
     copy = container.upper / "tmp/copy"
     await_that(lambda: copy.exists() and copy.read_text() == "from outside", "the copy in the upper layer")
+    assert "GNU coreutils" in container.run("/usr/bin/env", "--version")
     status = Path(f"/proc/{container.init_pid}/status").read_text()
     effective = int(status.partition("CapEff:\t")[2].split()[0], 16)
     assert effective & 1 << 12  # CAP_NET_ADMIN (capability.h)
