@@ -10,11 +10,7 @@ from collections.abc import Iterator
 import msgspec
 
 from stoop.errors import TargetError, TargetGone
-from stoop.node import (
-    HostFacts,
-    NodeHost,
-    ProcessFacts,
-)
+from stoop.node import HostFacts, NodeHost, ProcessFacts
 
 ROOT_PID_NAMESPACE = 0xEFFFFFFC
 """Inode of the kernel's first pid namespace, which Falco numbers (PROC_PID_INIT_INO, include/linux/proc_ns.h)."""

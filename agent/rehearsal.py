@@ -17,10 +17,7 @@ from stoop.engine import Memory
 from stoop.holdings import Holdings, NoFiles
 from stoop.judge import Judge
 from stoop.metrics import Metrics
-from stoop.node import (
-    HostFacts,
-    NodeHost,
-)
+from stoop.node import HostFacts, NodeHost
 from stoop.parts import Parts
 from stoop.record import Record
 from stoop.recorder import Recorder

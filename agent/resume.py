@@ -10,9 +10,7 @@ import signal
 from collections.abc import Iterable
 
 from stoop.errors import ActFailed, TargetError
-from stoop.node import (
-    NodeHost,
-)
+from stoop.node import NodeHost
 from stoop.record import Record
 
 HOLDING_STILL = frozenset({"process:kill", "container:kill"})

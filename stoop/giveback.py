@@ -16,9 +16,7 @@ import trio
 from stoop.errors import ActFailed, TargetError, TargetGone
 from stoop.holdings import Holdings, Say
 from stoop.holds import Hold
-from stoop.node import (
-    NodeHost,
-)
+from stoop.node import NodeHost
 from stoop.recorder import Recorder
 from stoop.runs import Clocks
 from stoop.spec import (

@@ -16,11 +16,7 @@ import msgspec
 
 from stoop.alert import Alert
 from stoop.errors import TargetRefused
-from stoop.node import (
-    ContainerFacts,
-    HostFacts,
-    ProcessFacts,
-)
+from stoop.node import ContainerFacts, HostFacts, ProcessFacts
 from stoop.skew import CLOCK_NOISE_NS, FALCO_POLL_NS, MAX_DRIFT_NS, Skew
 
 PID_LIMIT = 4_194_304

@@ -12,12 +12,7 @@ from typing import Any
 
 from stoop import guard
 from stoop.errors import TargetError, TargetGone
-from stoop.node import (
-    ContainerFacts,
-    HostFacts,
-    NodeHost,
-    ProcessFacts,
-)
+from stoop.node import ContainerFacts, HostFacts, NodeHost, ProcessFacts
 from stoop.rules import typed_parameters
 from stoop.rules.model import ActionForm
 from stoop.runs import Ready, Run
@@ -134,7 +129,7 @@ class Judge:
         reason = guard.judge_container(subject.said, container, host, self.policy) if container is not None else ""
         if not reason and facts is not None:
             reason = guard.judge(subject.said, facts, host, self.policy, allow_host=allow_host)
-        return reason
+        return reason or subject.refusal(self.policy.protected_namespaces)
 
     def _limit_key(self, run: Run, ready: Ready) -> str:
         if ready.context.container is not None:

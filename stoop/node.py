@@ -9,6 +9,8 @@ from typing import Protocol
 
 import msgspec
 
+from stoop.pods import NamespaceFacts, PodFacts
+
 
 class ProcessFacts(msgspec.Struct, frozen=True):
     """What the node says of one process, read once while its pidfd was held (proc(5)).
@@ -126,6 +128,10 @@ class Lookup(Protocol):
         """The container whose id begins with this. Raises TargetGone (none), TargetRefused (two directories)."""
         ...
 
+    def pod_of(self, container_id: str, pod_uid: str) -> PodFacts:
+        """Whose container it is, of its full id and the pod uid of its cgroup. Remembered; raises nothing."""
+        ...
+
 
 class NodeHost(Lookup, Protocol):
     """What the node lets an act do. Every method is synchronous and bounded unless it says otherwise."""
@@ -136,6 +142,10 @@ class NodeHost(Lookup, Protocol):
 
     def session_entry(self, facts: ProcessFacts) -> tuple[int, tuple[int, ...]]:
         """The exec entry that a container's process belongs to, and all its members. Raises TargetRefused."""
+        ...
+
+    def namespaces_of(self, container: ContainerFacts, process: ProcessFacts | None = None) -> NamespaceFacts:
+        """Of a container and its pod's sandbox; where this process sits elsewhere. Raises TargetGone, TargetRefused."""
         ...
 
     def container_members(self, container: ContainerFacts) -> tuple[int, ...]:

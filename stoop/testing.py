@@ -22,12 +22,9 @@ from stoop.holdings import Holdings
 from stoop.holds import Hold
 from stoop.judge import Judge
 from stoop.metrics import Metrics
-from stoop.node import (
-    ContainerFacts,
-    HostFacts,
-    ProcessFacts,
-)
+from stoop.node import ContainerFacts, HostFacts, ProcessFacts
 from stoop.parts import Parts
+from stoop.pods import NOTHING, NamespaceFacts, PodFacts, Source, Told
 from stoop.record import Record
 from stoop.recorder import Recorder
 from stoop.respond import Responder
@@ -164,6 +161,7 @@ class FakeHost:
         self.open_holds = 0
         self.frozen: list[tuple[str, bool]] = []
         self.controls: dict[tuple[str, str, str], str] = {}
+        self.pods: dict[str, PodFacts] = {}
 
     def add(self, pid: int, **changes: Any) -> FakeProcess:
         """One more process, by itself an old one of the host."""
@@ -236,6 +234,31 @@ class FakeHost:
             cgroup_freezer="",
             init_pid=first.pid,
             members=tuple(facts.pid for facts in found),
+        )
+
+    def pod_of(self, container_id: str, pod_uid: str) -> PodFacts:
+        """What `pods` holds, else what its cgroup says."""
+        uid = Told(pod_uid, Source.CGROUP) if pod_uid else NOTHING
+        return self.pods.get(container_id, PodFacts(container_id, uid=uid, in_pod=bool(pod_uid) or None, why="unknown"))
+
+    def namespaces_of(self, container: ContainerFacts, process: ProcessFacts | None = None) -> NamespaceFacts:
+        """Those of every container here."""
+        if not self.container_members(container):
+            raise TargetGone("the first process of the container has ended")
+        inside, outside = CONTAINER_NAMESPACE, HOST_NAMESPACE
+        return NamespaceFacts(
+            container_id=container.container_id,
+            init_pid=container.init_pid,
+            holder_pid=container.init_pid,
+            sandbox_id=self.pod_of(container.container_id, container.pod_uid).sandbox_id,
+            net=inside,
+            pid=inside,
+            mnt=inside,
+            pod_net=inside,
+            host_net=outside,
+            host_pid=outside,
+            host_mnt=outside,
+            elsewhere=("mnt",) if process is not None and process.mnt_ns != inside else (),
         )
 
     def container_members(self, container: ContainerFacts) -> tuple[int, ...]:

@@ -13,9 +13,7 @@ from stoop.actions.container import freeze
 from stoop.engine import undo_id
 from stoop.errors import ActFailed, TargetGone
 from stoop.giveback import LOOK_SECONDS, RETRY_SECONDS, UNDO_SECONDS
-from stoop.node import (
-    NodeHost,
-)
+from stoop.node import NodeHost
 from stoop.rules import ActionForm, MatchForm, RuleForm
 from stoop.spec import (
     ActContext,

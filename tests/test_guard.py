@@ -11,11 +11,7 @@ import pytest
 from stoop import guard
 from stoop.alert import Alert, decode
 from stoop.errors import TargetRefused
-from stoop.node import (
-    ContainerFacts,
-    HostFacts,
-    ProcessFacts,
-)
+from stoop.node import ContainerFacts, HostFacts, ProcessFacts
 from stoop.skew import ESTABLISHED, Skew
 from tests.test_skew import skewed
 

@@ -56,6 +56,7 @@ class TestOneAlertOneRule:
                 "container_id": "c" * 64,
                 "pod_uid": "pod-1",
                 "namespace": "shop",
+                "told_by": {"namespace": "alert", "pod_uid": "cgroup"},
             },
             timing=timing,
             details=record.details,

@@ -11,10 +11,7 @@ from trio.testing import MockClock
 
 from stoop.actions.container import kill
 from stoop.errors import ActFailed, StoopError, TargetGone, TargetRefused
-from stoop.node import (
-    ContainerFacts,
-    ProcessFacts,
-)
+from stoop.node import ContainerFacts, ProcessFacts
 from stoop.spec import (
     ActContext,
     Begun,

@@ -12,9 +12,7 @@ import pytest
 from agent.node.host import LinuxHost
 from stoop.actions.process import kill
 from stoop.actions.process.group import Group
-from stoop.node import (
-    ProcessFacts,
-)
+from stoop.node import ProcessFacts
 from stoop.spec import (
     ActContext,
     Begun,

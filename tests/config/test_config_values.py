@@ -8,21 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stoop.config_values import (
-    KINDS,
-    choice,
-    format_mode,
-    parse_address,
-    parse_bool,
-    parse_mode,
-    whole_number,
-)
-from stoop.units import (
-    format_duration,
-    format_size,
-    parse_duration,
-    parse_size,
-)
+from stoop.config_values import KINDS, choice, format_mode, parse_address, parse_bool, parse_mode, whole_number
+from stoop.units import format_duration, format_size, parse_duration, parse_size
 
 
 class TestValues:

@@ -14,10 +14,7 @@ import trio
 from agent.node.host import LinuxHost
 from stoop.actions.process import kill
 from stoop.actions.process.group import MAX_GROUP
-from stoop.node import (
-    HeldProcess,
-    ProcessFacts,
-)
+from stoop.node import HeldProcess, ProcessFacts
 from stoop.spec import (
     ActContext,
     Begun,

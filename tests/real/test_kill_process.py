@@ -18,10 +18,7 @@ import trio
 from agent.node.host import LinuxHost
 from stoop.actions.process import kill
 from stoop.errors import TargetGone
-from stoop.node import (
-    HeldProcess,
-    ProcessFacts,
-)
+from stoop.node import HeldProcess, ProcessFacts
 from stoop.spec import (
     ActContext,
     Begun,

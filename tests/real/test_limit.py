@@ -16,9 +16,7 @@ from agent.node.disks import block_devices
 from agent.node.host import LinuxHost
 from stoop.actions.container import limit
 from stoop.errors import ActFailed, TargetGone
-from stoop.node import (
-    ContainerFacts,
-)
+from stoop.node import ContainerFacts
 from stoop.spec import (
     ActContext,
     Begun,

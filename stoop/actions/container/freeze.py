@@ -14,9 +14,7 @@ from msgspec import Meta
 
 from stoop.actions.container.init import protected_init
 from stoop.actions.holding import DEFAULT_TTL, Ttl, check_ttl, ttl_ns
-from stoop.node import (
-    NodeHost,
-)
+from stoop.node import NodeHost
 from stoop.spec import (
     ActContext,
     Action,

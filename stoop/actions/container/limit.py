@@ -20,10 +20,7 @@ from stoop import values
 from stoop.actions.container.init import protected_init
 from stoop.actions.container.limit_values import Change, Limits, is_tighter, now_of, parse_cores, wanted
 from stoop.actions.holding import DEFAULT_TTL, Ttl, check_ttl, ttl_ns
-from stoop.node import (
-    ContainerFacts,
-    NodeHost,
-)
+from stoop.node import ContainerFacts, NodeHost
 from stoop.spec import (
     ActContext,
     Action,

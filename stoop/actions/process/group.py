@@ -16,12 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from stoop.errors import ActFailed, TargetError, TargetGone
-from stoop.node import (
-    ContainerFacts,
-    HeldProcess,
-    NodeHost,
-    ProcessFacts,
-)
+from stoop.node import ContainerFacts, HeldProcess, NodeHost, ProcessFacts
 from stoop.spec import (
     ActContext,
 )

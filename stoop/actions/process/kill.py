@@ -16,11 +16,7 @@ from msgspec import Meta
 from stoop.actions.container.kill import HeldContainer, begin_whole, overdue_whole, verify_whole
 from stoop.actions.process.group import MAX_GROUP, Group, belongs_to_tree, descendants_of, frozen
 from stoop.errors import ActFailed, TargetError, TargetGone
-from stoop.node import (
-    ContainerFacts,
-    HeldProcess,
-    ProcessFacts,
-)
+from stoop.node import ContainerFacts, HeldProcess, ProcessFacts
 from stoop.spec import (
     ActContext,
     Action,

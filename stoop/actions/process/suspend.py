@@ -16,10 +16,7 @@ from msgspec import Meta
 from stoop.actions.holding import DEFAULT_TTL, Ttl, check_ttl, ttl_ns
 from stoop.actions.process.group import MAX_GROUP, Group, belongs_to_tree, descendants_of
 from stoop.errors import TargetError
-from stoop.node import (
-    HeldProcess,
-    NodeHost,
-)
+from stoop.node import HeldProcess, NodeHost
 from stoop.spec import (
     ActContext,
     Action,
