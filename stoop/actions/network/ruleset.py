@@ -1,0 +1,204 @@
+"""nftables tables as text, from rules in two directions: out of the pod and into it. Pure.
+
+The same rules stand at up to three places, and only the hooks differ:
+
+| place | family | out of the pod | into the pod |
+|---|---|---|---|
+| the host's end of the pod's link | netdev | ingress | egress |
+| the pod's own end of it | netdev | egress | ingress |
+| the pod's sockets | inet | output | input |
+
+Everything in the text is a number, an address or a word of ours: nothing that a pod may choose can become a rule. The
+links are a mark that whoever knows them replaces. Source: nft(8).
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import re
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from stoop.errors import TargetRefused
+from stoop.spec import ParameterFault
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+PRIORITY = -(2**31)
+"""Before every other chain at the same hook: what another one redirects, or takes up into a flow table, never comes by.
+The lowest there is (include/uapi/linux/netfilter/nf_tables.h: NFTA_HOOK_PRIORITY is a signed 32-bit number)."""
+
+MAX_NETWORKS = 256
+"""Networks that one list may hold: some 20 KiB of rules, and a transaction that still takes about a millisecond."""
+
+MAX_PORTS = 64
+"""Ports and ranges that one list may hold."""
+
+PORT_MAX = 65535
+
+_ACT_ID = re.compile(r"[0-9a-f]{8,64}")
+_PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
+
+OUT_COUNTERS = ("allowed_out", "dropped_out")
+IN_COUNTERS = ("allowed_in", "dropped_in")
+
+
+class Place(enum.StrEnum):
+    """Where a table stands."""
+
+    HOST_LINK = "host"
+    POD_LINK = "pod link"
+    POD_SOCKETS = "pod"
+
+    @property
+    def family(self) -> str:
+        """The family of its table, as nft(8) calls it."""
+        return "inet" if self is Place.POD_SOCKETS else "netdev"
+
+
+_HOOKS = {
+    Place.HOST_LINK: ("ingress", "egress"),
+    Place.POD_LINK: ("egress", "ingress"),
+    Place.POD_SOCKETS: ("output", "input"),
+}
+
+
+class Rules(msgspec.Struct, frozen=True):
+    """What one place's chains hold. What no rule decides is dropped if `closed`, else let through."""
+
+    closed: bool
+    out: tuple[str, ...] = ()
+    into: tuple[str, ...] = ()
+    sets: tuple[str, ...] = ()
+
+
+def table_name(act_id: str) -> str:
+    """The name of an act's tables. Raises ValueError: an id is 8 to 64 hexadecimal digits."""
+    if not _ACT_ID.fullmatch(act_id):
+        raise ValueError(f"{act_id!r} is no act's id: 8 to 64 hexadecimal digits")
+    return f"stoop-{act_id}"
+
+
+def table(place: Place, name: str, rules: Rules, devices: str) -> str:
+    """One table. `devices`: what stands for the links whose end is at this place; the pod's sockets have none."""
+    out_hook, in_hook = _HOOKS[place]
+    devices = "" if place is Place.POD_SOCKETS else devices
+    lines = [f"table {place.family} {name} {{"]
+    lines += [f"  counter {counter} {{ }}" for counter in (*OUT_COUNTERS, *IN_COUNTERS)]
+    lines += [f"  {declared}" for declared in rules.sets]
+    lines += _chain("out_of_pod", out_hook, rules, _loopback("oifname", place) + rules.out, devices)
+    lines += _chain("into_pod", in_hook, rules, _loopback("iifname", place) + rules.into, devices)
+    if place is Place.POD_SOCKETS:
+        # A pod that routes for namespaces of its own (a container engine in it). An isolated pod does not.
+        through = () if rules.closed else rules.out + rules.into
+        lines += _chain("through_pod", "forward", rules, through, devices)
+    return "\n".join([*lines, "}", ""])
+
+
+def _loopback(which: str, place: Place) -> tuple[str, ...]:
+    return (f'{which} "lo" accept',) if place is Place.POD_SOCKETS else ()
+
+
+def rule_counts(place: Place, rules: Rules) -> dict[str, int]:
+    """How many rules each chain of such a table has."""
+    last, lo = int(rules.closed), int(place is Place.POD_SOCKETS)
+    counts = {"out_of_pod": len(rules.out) + last + lo, "into_pod": len(rules.into) + last + lo}
+    if place is Place.POD_SOCKETS:
+        counts["through_pod"] = 1 if rules.closed else len(rules.out) + len(rules.into)
+    return counts
+
+
+def _chain(name: str, hook: str, rules: Rules, lines: Iterable[str], devices: str) -> list[str]:
+    at = f"{hook} devices = {{ {devices} }}" if devices else hook
+    policy = "drop" if rules.closed else "accept"
+    last = (f"counter name {'dropped_in' if name == 'into_pod' else 'dropped_out'} drop",) if rules.closed else ()
+    head = f"    type filter hook {at} priority {PRIORITY}; policy {policy};"
+    return [f"  chain {name} {{", head, *(f"    {line}" for line in (*lines, *last)), "  }"]
+
+
+# ---------------------------------------------------------------- addresses and ports
+
+
+def network(text: str) -> Network:
+    """A network in CIDR form or one address; host bits are cut off. Raises ValueError.
+
+    An IPv6 network of mapped IPv4 addresses (`::ffff:0:0/96` and below) is that IPv4 network: so it is on the wire.
+    """
+    address, slash, mask = text.partition("/")
+    if "%" in address:
+        raise ValueError(f"{text!r} names a zone, which means nothing outside one machine")
+    parsed = ipaddress.ip_network((address, int(mask)) if slash else address, strict=False)
+    mapped = parsed.network_address.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Network) else None
+    if mapped is not None and parsed.prefixlen >= 96:
+        return ipaddress.ip_network((mapped, parsed.prefixlen - 96), strict=False)
+    return parsed
+
+
+def networks(texts: Iterable[str]) -> tuple[str, ...]:
+    """Networks without those that others contain: nft refuses overlaps. Raises ValueError."""
+    found = [network(text) for text in texts]
+    four = [item for item in found if isinstance(item, ipaddress.IPv4Network)]
+    six = [item for item in found if isinstance(item, ipaddress.IPv6Network)]
+    return tuple(map(str, (*ipaddress.collapse_addresses(four), *ipaddress.collapse_addresses(six))))
+
+
+def matches(side: str, texts: Sequence[str]) -> list[str]:
+    """The beginnings of rules, one a family, that fit packets whose `side` (`saddr`, `daddr`) is in these networks."""
+    rules = []
+    wanted = [network(text) for text in texts]
+    for family, version in (("ip", 4), ("ip6", 6)):
+        ours = [item for item in wanted if item.version == version]
+        if any(item.prefixlen == 0 for item in ours):
+            rules.append(f"meta protocol {family}")
+        elif ours:
+            rules.append(f"{family} {side} {{ {', '.join(map(str, ours))} }}")
+    return rules
+
+
+def port_range(text: str) -> tuple[int, int]:
+    """`443` or `8000-8080` → first and last. Raises ValueError."""
+    match = _PORTS.fullmatch(text)
+    low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 0 < low <= high <= PORT_MAX:
+        raise ValueError(f"{text!r} is not a port such as '443' or a range such as '8000-8080'")
+    return low, high
+
+
+def port_set(ranges: Iterable[tuple[int, int]]) -> str:
+    """Ranges of ports as a set; those that touch or overlap become one."""
+    joined: list[tuple[int, int]] = []
+    for low, high in sorted(ranges):
+        if joined and low <= joined[-1][1] + 1:
+            joined[-1] = (joined[-1][0], max(high, joined[-1][1]))
+        else:
+            joined.append((low, high))
+    shown = (str(low) if low == high else f"{low}-{high}" for low, high in joined)
+    return f"{{ {', '.join(shown)} }}"
+
+
+def network_faults(name: str, texts: Sequence[str], most: int = MAX_NETWORKS) -> Iterable[ParameterFault]:
+    """What is wrong with a list of networks or addresses."""
+    if len(texts) > most:
+        yield ParameterFault("param-value", name, f"{name} may hold at most {most} entries, not {len(texts)}")
+    for text in texts:
+        try:
+            network(text)
+        except ValueError:
+            wanted = "a network such as '10.0.0.0/8' or '2001:db8::/32', or one address"
+            yield ParameterFault("cidr", name, f"{name} must hold networks: {text!r} is not {wanted}")
+
+
+def event_address(value: object, field: str) -> Network:
+    """The one address of an alert's field. Raises TargetRefused for what is none, or can't be a peer elsewhere."""
+    try:
+        found = network(value) if isinstance(value, str) and "/" not in value else None
+    except ValueError:
+        found = None
+    if found is None:
+        raise TargetRefused(f"the alert's {field} is no address: {str(value)[:64]!r}")
+    address = found.network_address
+    if address.is_loopback or address.is_unspecified:
+        raise TargetRefused(f"the alert's {field} is {address}: that never leaves the pod, nothing can be blocked")
+    return found
