@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -29,7 +30,8 @@ SILENT = "the process that was to do it ended without a word"
 class Hands:
     """One hand at a time; a dead one is replaced by the next job. Made by `open_hands`."""
 
-    def __init__(self) -> None:
+    def __init__(self, one: bool) -> None:
+        self._one = one
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._starting = trio.Lock()
@@ -97,7 +99,7 @@ class Hands:
                 ours, theirs = _pair()
                 with theirs:
                     try:
-                        self._process = await trio.to_thread.run_sync(_spawn, theirs.fileno())
+                        self._process = await trio.to_thread.run_sync(_spawn, theirs.fileno(), self._one)
                     except OSError as error:
                         ours.close()
                         raise ActFailed(f"no process can be started: {error.strerror}") from error
@@ -116,9 +118,9 @@ class Hands:
 
 
 @contextlib.asynccontextmanager
-async def open_hands() -> AsyncIterator[Hands]:
-    """A hand, started and tried (`unavailable`); it ends with the block."""
-    hands = Hands()
+async def open_hands(one: bool = False) -> AsyncIterator[Hands]:
+    """A hand, started and tried (`unavailable`); it ends with the block. `one`: it gets jobs of one namespace only."""
+    hands = Hands(one)
     try:
         hands.unavailable = await hands.availability()
         yield hands
@@ -137,15 +139,17 @@ def _pair() -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-def _spawn(fd: int) -> subprocess.Popen[bytes]:
+def _spawn(fd: int, one: bool) -> subprocess.Popen[bytes]:
     """In a thread. `-P`: nothing of the working directory is run as root."""
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "agent.node.hand", str(fd)],
+        [sys.executable, "-P", "-m", "agent.node.hand", str(fd), *(["one"] if one else [])],
         pass_fds=(fd,),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         # Ctrl-C goes to the whole group, and the agent decides when the hand ends.
         process_group=0,
+        # Each further arena of malloc would take 64 MiB of the hand's address space, which is limited.
+        env={**os.environ, "MALLOC_ARENA_MAX": "2"},
     )
 
 

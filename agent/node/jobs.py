@@ -22,8 +22,6 @@ from agent.node.netns import MAX_POD_LINKS, Link, enter, links
 DEVICE_TRIES = 3
 """How often the pod's own links are listed anew when one of them went or changed its name in between."""
 
-FAMILIES = ("netdev", "inet")
-
 DEVICES = "@DEVICES@"
 """Where a table's text names the links."""
 
@@ -34,54 +32,60 @@ PROBE = "stoop-probe"
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """A table as it was read back: its fingerprint and what its counters had seen."""
+    """An act's chains in one table as they were read: a fingerprint, and what their counters had seen."""
 
     fingerprint: str
     counters: dict[str, tuple[int, int]] = {}
 
 
-class Table(msgspec.Struct, frozen=True):
-    """One table as text for nft, and how many rules each of its chains has. DEVICES in it stands for the links."""
+class Part(msgspec.Struct, frozen=True):
+    """What an act has in one table: its name, chains and sets. `shared`: the table is for other acts too."""
 
+    family: str
+    table: str
+    chains: tuple[str, ...]
+    shared: bool = False
+
+
+class Put(msgspec.Struct, frozen=True):
+    """A part as text for nft, and how many rules each of its chains has. DEVICES in it stands for the links."""
+
+    part: Part
     text: str
     counts: dict[str, int]
 
 
 class Apply(msgspec.Struct, frozen=True, tag="apply"):
-    """Set the tables of an act, by family, instead of those that are there under its name.
+    """Set an act's parts, instead of those that are there under its name.
 
     `devices`: the links for DEVICES; in a pod None, which means its own, as they are found. Without any there is no
     netdev table.
     """
 
-    table: str
-    tables: dict[str, Table]
+    puts: tuple[Put, ...]
     devices: tuple[str, ...] | None = None
 
 
 class Remove(msgspec.Struct, frozen=True, tag="remove"):
-    """Take the tables of an act away."""
+    """Take an act's parts away."""
 
-    table: str
+    parts: tuple[Part, ...]
 
 
 class Read(msgspec.Struct, frozen=True, tag="read"):
-    """Read the tables of an act."""
+    """Read an act's parts."""
 
-    table: str
+    parts: tuple[Part, ...]
 
 
 class Sever(msgspec.Struct, frozen=True, tag="sever"):
     """End live connections."""
 
-    table: str
     cutting: sockets.Cutting
 
 
 class Probe(msgspec.Struct, frozen=True, tag="probe"):
-    """Try all that is needed, in a new namespace that ends with the process."""
-
-    table: str = PROBE
+    """Try all that is needed, in a new namespace that ends with the thread."""
 
 
 Job = Apply | Remove | Read | Sever | Probe
@@ -90,7 +94,7 @@ Job = Apply | Remove | Read | Sever | Probe
 class Reply(msgspec.Struct, frozen=True):
     """What came of a job. `fault`: one line, "" when it was done; `code` its errno.
 
-    `standing`: the tables by family, as read after `Apply`, and before `Remove`. `links`: those by which packets leave
+    `standing`: the parts by family, as read after `Apply`, and before `Remove`. `links`: those by which packets leave
     the pod, when they were looked at (number, name, kind). `remarks`: what is weaker than it should be.
     """
 
@@ -108,24 +112,50 @@ read_job = msgspec.msgpack.Decoder(Job).decode
 read_reply = msgspec.msgpack.Decoder(Reply).decode
 
 
-def carry_out(job: Job, namespace_fd: int | None) -> Reply:
-    """Do it in that namespace (None: in the one where we are), for good. Never raises for what the world does."""
+class Contexts:
+    """Where a job's nftables context comes from, and when it is closed: not before its answer.
+
+    Closing its socket waits for the kernel to free what the transactions replaced (net/netfilter/nf_tables_api.c:
+    nft_rcv_nl_event), some 10 ms, and holds nftables' lock of that namespace meanwhile. A hand of one namespace keeps
+    its context for good (`keep`); its jobs must come one by one.
+    """
+
+    def __init__(self, keep: bool) -> None:
+        self.keep = keep
+        self._kept: nft.Nft | None = None
+
+    def get(self, after: contextlib.ExitStack) -> nft.Nft:
+        """The context of this thread's namespace. Raises NftError."""
+        if self._kept is not None:
+            return self._kept
+        context = nft.Nft()
+        if self.keep:
+            self._kept = context
+        else:
+            after.callback(context.close)
+        return context
+
+
+def carry_out(job: Job, namespace_fd: int | None, contexts: Contexts, after: contextlib.ExitStack) -> Reply:
+    """Do it in that namespace (None: in the one where we are), for good. Never raises for what the world does.
+
+    What may take long and nobody waits for is left to `after`.
+    """
     try:
         if isinstance(job, Probe):
             _unshare()
-        elif namespace_fd is not None:
+            return _probe(Contexts(keep=False).get(after))
+        if namespace_fd is not None:
             enter(namespace_fd)
         if isinstance(job, Sever):
             ended, remarks = sockets.cut(job.cutting)
             return Reply(ended=ended, remarks=remarks)
-        with contextlib.closing(nft.Nft()) as context:
-            if isinstance(job, Apply):
-                return _apply(context, job)
-            if isinstance(job, Remove):
-                return _remove(context, job.table)
-            if isinstance(job, Read):
-                return Reply(standing=_standing(context, job.table))
-            return _probe(context)
+        context = contexts.get(after)
+        if isinstance(job, Apply):
+            return _apply(context, job)
+        if isinstance(job, Remove):
+            return _remove(context, job.parts)
+        return Reply(standing=_standing(context, job.parts))
     except MemoryError:
         return Reply("the namespace holds more than can be read", errno.ENOMEM)
     except OSError as error:
@@ -153,32 +183,24 @@ def _apply(context: nft.Nft, job: Apply) -> Reply:
     for last in (False,) * (DEVICE_TRIES - 1) + (True,):
         if job.devices is None:
             devices, found, remarks = _own_devices(give_up=last)
-        texts = _texts(job, devices)
+        wanted = [put for put in job.puts if devices or DEVICES not in put.text]
+        named = ", ".join(f'"{device}"' for device in devices)
         try:
-            replaced = _transaction(context, job.table, texts)
+            replaced = _transaction(context, wanted, "".join(put.text for put in wanted).replace(DEVICES, named))
             break
         except nft.NftError as error:
             # One of the pod's links has gone, or is called something else, since it was listed.
             if last or job.devices is not None or error.errno == errno.EPERM:
                 raise
     standing, fault = {}, ""
-    for family in texts:
-        listed = context.rules_of(family, job.table) or ""
+    for put in wanted:
+        listed = _listed(context, put.part) or ""
         counts = nft.rule_counts(listed)
-        standing[family] = Standing(nft.fingerprint(listed))
-        if counts != job.tables[family].counts:
-            fault = f"the {family} table is not what was set: {counts} rules instead of {job.tables[family].counts}"
+        standing[put.part.family] = Standing(nft.fingerprint(listed))
+        if counts != put.counts:
+            fault = f"the {put.part.family} table is not what was set: {counts} rules instead of {put.counts}"
     seen = tuple((link.number, link.name, link.kind) for link in found if link.leads_out)
     return Reply(fault, errno.EIO if fault else 0, standing, seen, replaced, 0, tuple(remarks))
-
-
-def _texts(job: Apply, devices: tuple[str, ...]) -> dict[str, str]:
-    named = ", ".join(f'"{device}"' for device in devices)
-    return {
-        family: table.text.replace(DEVICES, named)
-        for family, table in job.tables.items()
-        if devices or DEVICES not in table.text
-    }
 
 
 def _own_devices(give_up: bool) -> tuple[tuple[str, ...], list[Link], list[str]]:
@@ -198,41 +220,78 @@ def _own_devices(give_up: bool) -> tuple[tuple[str, ...], list[Link], list[str]]
     return plain, found, [f"{odd} of the pod's links have names that no rule can hold"] if odd else []
 
 
-def _transaction(context: nft.Nft, name: str, texts: dict[str, str]) -> bool:
-    """Set the tables, all at once. True when some of that name were there: they are replaced in the same moment."""
-    body = "".join(texts.values())
+def _transaction(context: nft.Nft, puts: list[Put], body: str) -> bool:
+    """Set the parts, all at once. True when some of that name were there: they are replaced in the same moment."""
     try:
-        context.run("".join(f"create table {family} {name}\n" for family in texts) + body)
+        own = (put.part for put in puts if not put.part.shared)
+        context.run("".join(f"create table {part.family} {part.table}\n" for part in own) + body)
     except nft.NftError as error:
         if error.errno != errno.EEXIST:
             raise
-        context.run("".join(f"table {family} {name}\ndelete table {family} {name}\n" for family in FAMILIES) + body)
+        old = "".join(_removal(context, put.part) for put in puts)
+        context.run(old + body)
         return True
     return False
 
 
-def _standing(context: nft.Nft, name: str) -> dict[str, Standing]:
+def _removal(context: nft.Nft, part: Part) -> str:
+    """Commands that take away what there is of it: one for what isn't there would fail all of them."""
+    if not part.shared:
+        return f"delete table {part.family} {part.table}\n" if _listed(context, part) is not None else ""
+    chains = [chain for chain in part.chains if _chain(context, part, chain) is not None]
+    sets = re.findall(r"^\tset ([\w-]+) \{", context.listed(f"list sets {part.family}") or "", re.MULTILINE)
+    # Chains begin with a way and end with the act's id, sets end with it.
+    act = part.chains[0].partition("-")[2]
+    lines = [f"flush chain {part.family} {part.table} {chain}" for chain in chains]
+    lines += [f"delete chain {part.family} {part.table} {chain}" for chain in chains]
+    lines += [f"delete set {part.family} {part.table} {name}" for name in sets if name.endswith(f"-{act}")]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _listed(context: nft.Nft, part: Part, counted: bool = False) -> str | None:
+    """The part as it stands, None when nothing of it does."""
+    if not part.shared:
+        return context.listed(f"list table {part.family} {part.table}", counted)
+    found = [_chain(context, part, chain, counted) for chain in part.chains]
+    return None if found == [None] * len(found) else "".join(text or "" for text in found)
+
+
+def _chain(context: nft.Nft, part: Part, chain: str, counted: bool = False) -> str | None:
+    return context.listed(f"list chain {part.family} {part.table} {chain}", counted)
+
+
+def _standing(context: nft.Nft, parts: tuple[Part, ...]) -> dict[str, Standing]:
     standing = {}
-    for family in FAMILIES:
-        rules = context.rules_of(family, name)
+    for part in parts:
+        rules = _listed(context, part)
         if rules is not None:
-            standing[family] = Standing(nft.fingerprint(rules), context.counters_of(family, name) or {})
+            counted = nft.counters(_listed(context, part, counted=True) or "")
+            standing[part.family] = Standing(nft.fingerprint(rules), counted)
     return standing
 
 
 # ---------------------------------------------------------------- remove, probe
 
 
-def _remove(context: nft.Nft, name: str) -> Reply:
-    before = _standing(context, name)
-    for family in before:
+def _remove(context: nft.Nft, parts: tuple[Part, ...]) -> Reply:
+    before = _standing(context, parts)
+    for part in parts:
         try:
-            context.run(f"delete table {family} {name}")
+            context.run(_removal(context, part) or "\n")
         except nft.NftError as error:
-            if error.errno != errno.ENOENT:
+            if error.errno != errno.ENOENT:  # somebody else was faster
                 raise
-    left = [family for family in before if context.rules_of(family, name) is not None]
-    return Reply(f"still there after it was deleted: {', '.join(left)}" if left else "", 0, before)
+        if part.shared and _is_empty(context, part):
+            context.run(f"delete table {part.family} {part.table}")
+    left = [part.family for part in parts if _listed(context, part) is not None]
+    fault = f"still there after it was deleted: {', '.join(left)}" if left else ""
+    return Reply(fault, errno.EIO if fault else 0, before)
+
+
+def _is_empty(context: nft.Nft, part: Part) -> bool:
+    """Whether the shared table holds nothing any more, neither ours nor anybody's."""
+    listed = context.listed(f"list table {part.family} {part.table}")
+    return listed is not None and "\t" not in listed
 
 
 _PROBES = (

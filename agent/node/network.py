@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import msgspec
@@ -24,16 +24,19 @@ import trio
 from agent.node.finding import find_namespace
 from agent.node.hands import Hands, open_hands
 from agent.node.held import LinuxHeld
-from agent.node.jobs import DEVICES, PLAIN_NAME, Apply, Read, Remove, Reply, Sever, Standing, Table
+from agent.node.jobs import DEVICES, PLAIN_NAME, Apply, Part, Put, Read, Remove, Reply, Sever, Standing
 from agent.node.netns import HostLinks, LinkEnd, Namespace, namespace_at, namespace_of
 from agent.node.sockets import Cutting
 from stoop.actions.network.block import BlockPolicy
 from stoop.actions.network.isolate import IsolatePolicy
-from stoop.actions.network.ruleset import Place, rule_counts, table, table_name
+from stoop.actions.network.ruleset import Place, check_act_id, rule_counts, table, table_name
 from stoop.errors import ActFailed, TargetRefused
 
 PLAN_SECONDS = 2.0
 """For reading the pod's links: some 0.1 ms, unless a change to a link elsewhere holds the kernel's lock of links."""
+
+HOST_PLACES = (Place.HOST_LINK,)
+POD_PLACES = (Place.POD_LINK, Place.POD_SOCKETS)
 
 Policy = IsolatePolicy | BlockPolicy
 
@@ -41,7 +44,7 @@ Policy = IsolatePolicy | BlockPolicy
 class State(msgspec.Struct, frozen=True):
     """What an undo needs, and what was put up, as far as it is known. `fingerprints`: place → family → of the table."""
 
-    table: str
+    act: str
     netns: int
     pid: int  # in whose namespace it was found; it may have gone
     links: tuple[tuple[int, str], ...] = ()  # the host's ends: number and name
@@ -64,9 +67,9 @@ class Plan:
         return built
 
     @property
-    def table(self) -> str:
-        """The name of the act's tables."""
-        return self._state.table
+    def act(self) -> str:
+        """The id of the act, which its chains carry."""
+        return self._state.act
 
     def put_up(self, fingerprints: dict[str, dict[str, str]]) -> dict[str, Any]:
         """The state with what stands now."""
@@ -164,7 +167,7 @@ class Network:
             namespace.close()
             raise
         pairs = tuple((end.host_index, end.host) for end in ends)
-        state = State(table_name(act_id), namespace.inode, held.facts.pid, pairs)
+        state = State(check_act_id(act_id), namespace.inode, held.facts.pid, pairs)
         return Plan(namespace, state, policy, ends)
 
     async def _within_limit(self, namespace: Namespace) -> tuple[LinkEnd, ...]:
@@ -208,7 +211,7 @@ class Network:
 
     async def _severed(self, plan: Plan) -> Reply:
         try:
-            reply = await self._hands["pod"].do(Sever(plan.table, _cutting(plan.policy)), plan.namespace.fd)
+            reply = await self._hands["pod"].do(Sever(_cutting(plan.policy)), plan.namespace.fd)
         except ActFailed as error:
             reply = Reply(error.reason, 1)
         if reply.fault:
@@ -223,7 +226,7 @@ class Network:
         Raises ActFailed when a place that is there can't be read.
         """
         known = msgspec.convert(state, State)
-        replies = await self._both(known, Read(known.table))
+        replies = await self._both(known, Read)
         faults = [f"{place}: {reply.fault}" for place, reply in replies.items() if reply.fault]
         if faults:
             raise ActFailed("; ".join(faults))
@@ -235,7 +238,7 @@ class Network:
         Works from the state alone: after a restart, and when process, link or namespace are gone.
         """
         known = msgspec.convert(state, State)
-        replies = await self._both(known, Remove(known.table))
+        replies = await self._both(known, Remove)
         removed, changed, missing, failed = [], [], [], []
         for place, reply in replies.items():
             noted = known.fingerprints.get(place, {})
@@ -254,7 +257,7 @@ class Network:
         counted = {place: _counted(reply.standing) for place, reply in replies.items() if reply.standing}
         return UndoReport(tuple(removed), tuple(changed), tuple(missing), tuple(gone), tuple(failed), counted)
 
-    async def _both(self, known: State, job: Remove | Read) -> dict[str, Reply]:
+    async def _both(self, known: State, job: type[Remove] | type[Read]) -> dict[str, Reply]:
         """The same job at the host's end and in the pod; no "pod" when its namespace is gone."""
         answers: dict[str, Reply] = {}
         namespace = await trio.to_thread.run_sync(find_namespace, known.netns, known.pid, self._reference_pid)
@@ -263,9 +266,9 @@ class Network:
                 stack.enter_context(namespace)
             async with trio.open_nursery() as nursery:
                 if known.links:
-                    nursery.start_soon(self._do, answers, "host", job, self._host.fd)
+                    nursery.start_soon(self._do, answers, "host", job(_parts(known.act, HOST_PLACES)), self._host.fd)
                 if namespace is not None and namespace.inode != self._host.inode:
-                    nursery.start_soon(self._do, answers, "pod", job, namespace.fd)
+                    nursery.start_soon(self._do, answers, "pod", job(_parts(known.act, POD_PLACES)), namespace.fd)
         return answers
 
     async def _links_gone(self, known: State) -> list[str]:
@@ -300,12 +303,12 @@ async def open_network(reference_pid: int = 1) -> AsyncIterator[Network]:
         except OSError as error:
             raise TargetRefused(f"the node's links can't be read: {error.strerror}") from error
         with contextlib.closing(links):
-            async with open_hands() as first, open_hands() as second:
+            async with open_hands(one=True) as first, open_hands() as second:
                 yield Network({"host": first, "pod": second}, host, links, reference_pid)
 
 
 def _host_job(plan: Plan) -> Apply:
-    return Apply(plan.table, _tables(plan.table, plan.policy, (Place.HOST_LINK,)), _devices(plan))
+    return Apply(_puts(plan.act, plan.policy, HOST_PLACES), _devices(plan))
 
 
 def _devices(plan: Plan) -> tuple[str, ...]:
@@ -318,15 +321,24 @@ def _pod_job(plan: Plan) -> Apply:
     policy = plan.policy
     if isinstance(policy, IsolatePolicy) and not plan.ends:
         policy = msgspec.structs.replace(policy, probes=False)
-    return Apply(plan.table, _tables(plan.table, policy, (Place.POD_LINK, Place.POD_SOCKETS)))
+    return Apply(_puts(plan.act, policy, POD_PLACES))
 
 
-def _tables(name: str, policy: Policy, places: Iterable[Place]) -> dict[str, Table]:
-    tables = {}
-    for place in places:
-        rules = policy.rules(place)
-        tables[place.family] = Table(table(place, name, rules, DEVICES), rule_counts(place, rules))
-    return tables
+def _parts(act: str, places: tuple[Place, ...]) -> tuple[Part, ...]:
+    return tuple(_part(act, place) for place in places)
+
+
+def _part(act: str, place: Place) -> Part:
+    chains = tuple(f"{way}-{act}" for way in place.ways)
+    return Part(place.family, table_name(place, act), chains, shared=place is Place.HOST_LINK)
+
+
+def _puts(act: str, policy: Policy, places: tuple[Place, ...]) -> tuple[Put, ...]:
+    rules = {place: policy.rules(place) for place in places}
+    return tuple(
+        Put(_part(act, place), table(place, act, held, DEVICES), rule_counts(place, act, held))
+        for place, held in rules.items()
+    )
 
 
 def _cutting(policy: Policy) -> Cutting:

@@ -23,8 +23,8 @@ _STATELESS, _NUMERIC, _TERSE = 1 << 2, 0b1111 << 7, 1 << 11
 # no elements of named sets.
 
 _NUMBERS = {os.strerror(number): number for number in (errno.EEXIST, errno.ENOENT, errno.EPERM, errno.EOPNOTSUPP)}
-_COUNTER = re.compile(r"^\tcounter (\w+) \{\s+packets (\d+) bytes (\d+)\s+\}", re.MULTILINE)
-_CHAIN = re.compile(r"^\tchain (\w+) \{\n((?:\t\t.*\n)*)\t\}", re.MULTILINE)
+_COUNTER = re.compile(r"counter packets (\d+) bytes (\d+) (accept|drop)$", re.MULTILINE)
+_CHAIN = re.compile(r"^\tchain ([\w-]+) \{\n((?:\t\t.*\n)*)\t\}", re.MULTILINE)
 
 
 class NftError(OSError):
@@ -60,18 +60,11 @@ class Nft:
             raise NftError(number, first)
         return printed
 
-    def rules_of(self, family: str, table: str) -> str | None:
-        """A table without what changes by itself, None when there is none. Raises NftError."""
-        return self._list(family, table, _STATELESS | _NUMERIC | _TERSE)
-
-    def counters_of(self, family: str, table: str) -> dict[str, tuple[int, int]] | None:
-        """(packets, bytes) of each named counter of a table, None when there is none. Raises NftError."""
-        text = self._list(family, table, _NUMERIC | _TERSE)
-        return None if text is None else counters(text)
-
-    def _list(self, family: str, table: str, output: int) -> str | None:
+    def listed(self, commands: str, counted: bool = False) -> str | None:
+        """What list commands print: rules without what changes by itself, unless `counted`. None when there is nothing
+        of that name. Raises NftError."""
         try:
-            return self.run(f"list table {family} {table}", output)
+            return self.run(commands, _NUMERIC | _TERSE | (0 if counted else _STATELESS))
         except NftError as error:
             if error.errno == errno.ENOENT:
                 return None
@@ -79,8 +72,18 @@ class Nft:
 
 
 def counters(text: str) -> dict[str, tuple[int, int]]:
-    """The named counters in a listing. Pure."""
-    return {name: (int(packets), int(size)) for name, packets, size in _COUNTER.findall(text)}
+    """(packets, bytes) that the rules of a listing let through and dropped, by way. Pure.
+
+    `allowed_out`, `dropped_in`, …; what a pod forwards (`through`) counts as going out.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    for name, body in _CHAIN.findall(text):
+        way = "in" if name.startswith("in-") else "out"
+        for packets, size, verdict in _COUNTER.findall(body):
+            key = f"{'allowed' if verdict == 'accept' else 'dropped'}_{way}"
+            before = found.get(key, (0, 0))
+            found[key] = (before[0] + int(packets), before[1] + int(size))
+    return found
 
 
 def rule_counts(text: str) -> dict[str, int]:

@@ -188,21 +188,23 @@ def test_what_is_no_network_is_refused(text: str) -> None:
 @pytest.mark.parametrize("act", ["", "x", "0123456", 'a" { }', "ABCDEF0123", "0" * 65])
 def test_only_an_acts_id_names_a_table(act: str) -> None:
     with pytest.raises(ValueError):
-        table_name(act)
+        table_name(Place.POD_LINK, act)
+    with pytest.raises(ValueError):
+        table(Place.HOST_LINK, act, Rules(True), '"eth0"')
 
 
 @pytest.mark.parametrize("place", Place)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_each_chain_has_as_many_rules_as_are_counted(place: Place, policy: IsolatePolicy | BlockPolicy) -> None:
     rules = policy.rules(place)
-    text = table(place, "stoop-00000000", rules, '"eth0"')
-    chains = re.findall(r"  chain (\w+) \{\n((?:    .*\n)*)  \}", text)
-    assert {name: body.count("\n") - 1 for name, body in chains} == rule_counts(place, rules)
+    text = table(place, "00000000", rules, '"eth0"')
+    chains = re.findall(r"  chain ([\w-]+) \{\n((?:    .*\n)*)  \}", text)
+    assert {name: body.count("\n") for name, body in chains} == rule_counts(place, "00000000", rules)
 
 
 @pytest.mark.parametrize("place", Place)
 def test_a_closed_table_drops_what_no_rule_takes(place: Place) -> None:
-    text = table(place, "stoop-00000000", IsolatePolicy().rules(place), '"eth0"')
+    text = table(place, "00000000", IsolatePolicy().rules(place), '"eth0"')
     assert "policy accept" not in text
     accepted = [line.strip() for line in text.splitlines() if "accept" in line]
     assert accepted == (['oifname "lo" accept', 'iifname "lo" accept'] if place is Place.POD_SOCKETS else [])
@@ -210,8 +212,7 @@ def test_a_closed_table_drops_what_no_rule_takes(place: Place) -> None:
 
 def test_the_hooks_are_turned_round_at_the_pods_end() -> None:
     hooks = {
-        place: re.findall(r"hook (\w+)( devices)?", table(place, "stoop-00000000", Rules(True), '"eth0"'))
-        for place in Place
+        place: re.findall(r"hook (\w+)( devices)?", table(place, "00000000", Rules(True), '"eth0"')) for place in Place
     }
     assert hooks == {
         Place.HOST_LINK: [("ingress", " devices"), ("egress", " devices")],
@@ -229,7 +230,7 @@ def test_who_begins_a_probe_is_asked_at_the_hosts_end_only() -> None:
 def test_isolate_says_nothing_but_what_was_given(allow: list[str], dns: list[str], probes: bool) -> None:
     """Every address in the text is one of the policy's, and braces pair: nothing else can have come in."""
     policy = IsolatePolicy(networks(allow), networks(dns), probes)
-    text = table(Place.HOST_LINK, "stoop-00000000", policy.rules(Place.HOST_LINK), '"eth0"')
+    text = table(Place.HOST_LINK, "00000000", policy.rules(Place.HOST_LINK), '"eth0"')
     assert text.count("{") == text.count("}")
     for found in re.findall(r"[sd]addr \{ ([^}]*) \}", text):
         assert set(found.split(", ")) <= {*policy.allow, *policy.dns}

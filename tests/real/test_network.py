@@ -209,7 +209,7 @@ async def test_a_pod_with_very_many_links_is_closed_at_the_host(
 
 
 async def test_tables_of_our_name_in_the_pod_are_replaced(pod: Pod, network: Network, host: LinuxHost) -> None:
-    run_inside(pod.pid, "nft", f"table inet {TABLE} {{ chain out_of_pod {{ type filter hook output priority 0; }}\n}}")
+    run_inside(pod.pid, "nft", f"table inet {TABLE} {{ chain out-{ACT} {{ type filter hook output priority 0; }}\n}}")
     applied = await put_up(network, host, pod, IsolatePolicy())
     assert applied.again
     assert "policy drop" in rules(pod.pid)
@@ -402,7 +402,7 @@ async def test_a_process_that_has_exited_is_gone(pod: Pod, network: Network, hos
 
 async def test_a_plan_changes_nothing(lab: Lab, pod: Pod, network: Network, host: LinuxHost) -> None:
     with host.hold(pod.pid) as held, await network.plan(held, ACT, IsolatePolicy()) as plan:
-        assert plan.state["table"] == TABLE
+        assert plan.state["act"] == ACT
     assert rules(lab.pid) == rules(pod.pid) == ""
 
 
@@ -454,7 +454,7 @@ async def test_a_table_that_somebody_changed_is_taken_away_and_told(
     lab: Lab, pod: Pod, network: Network, host: LinuxHost
 ) -> None:
     applied = await put_up(network, host, pod, IsolatePolicy())
-    run_inside(pod.pid, "nft", "insert", "rule", "inet", TABLE, "out_of_pod", "accept")
+    run_inside(pod.pid, "nft", "insert", "rule", "inet", TABLE, f"out-{ACT}", "accept")
     run_inside(lab.pid, "nft", "table inet theirs { chain c { }\n}")
     report = await network.undo(applied.state)
     assert report.changed == ("pod inet",)
@@ -555,9 +555,9 @@ async def test_when_a_hand_is_killed_another_does_the_job(
 
 async def test_neither_end_is_a_failure(lab: Lab, pod: Pod, network: Network, host: LinuxHost, spawn: Spawn) -> None:
     """A table with an owner can't be touched by anybody else: here one of our name stands at each end."""
-    for pid, family in ((lab.pid, "netdev"), (pod.pid, "inet")):
+    for pid, family, name in ((lab.pid, "netdev", "stoop"), (pod.pid, "inet", TABLE)):
         owner = spawn("nsenter", "--target", str(pid), "--net", "nft", "--interactive")
-        say(owner, f"table {family} {TABLE} {{ flags owner; }}")
-        await_that(lambda pid=pid: TABLE in rules(pid), "the owner's table")  # type: ignore[misc]
+        say(owner, f"table {family} {name} {{ flags owner; }}")
+        await_that(lambda pid=pid, name=name: f" {name} " in rules(pid), "the owner's table")  # type: ignore[misc]
     with pytest.raises(ActFailed, match=r"(?s)(?=.*host: )(?=.*pod: )"):
         await put_up(network, host, pod, IsolatePolicy())

@@ -59,20 +59,19 @@ class BlockPolicy(msgspec.Struct, frozen=True, tag="block"):
 
     def rules(self, place: Place) -> Rules:
         """What the chains of one place hold; the same at each."""
-        return Rules(False, tuple(self._drops("daddr", "dport", "out")), tuple(self._drops("saddr", "sport", "in")))
+        return Rules(False, tuple(self._drops("daddr", "dport")), tuple(self._drops("saddr", "sport")))
 
-    def _drops(self, side: str, port: str, way: str) -> Iterator[str]:
-        verdict = f"counter name dropped_{way} drop"
+    def _drops(self, side: str, port: str) -> Iterator[str]:
         for match in matches(side, self.peers) if self.peers else [""]:
             if not self.ports:
                 only = f"meta l4proto {_NUMBERS[self.protocol]} " if self.protocol != "any" else ""
-                yield f"{match} {only}{verdict}".strip()
+                yield f"{match} {only}counter drop".strip()
                 continue
             for protocol in _WITH_PORTS if self.protocol == "any" else (self.protocol,):
-                yield f"{match} {protocol} {port} {port_set(self.ports)} {verdict}".strip()
+                yield f"{match} {protocol} {port} {port_set(self.ports)} counter drop".strip()
             if not match.startswith("ip "):
                 # The first piece of an IPv6 packet need not reach as far as the ports (RFC 7112 came later).
-                yield f"{match} exthdr frag exists {verdict}".strip()
+                yield f"{match} exthdr frag exists counter drop".strip()
 
 
 def policy_of(params: BlockParameters, fields: Mapping[str, Any]) -> BlockPolicy:

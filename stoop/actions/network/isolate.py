@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from stoop.actions.network.ruleset import Place, Rules, matches, network_faults, networks
+from stoop.actions.network.ruleset import ACT, Place, Rules, matches, network_faults, networks
 from stoop.spec import ActionSpec, ParameterFault, Parameters, Reach, Scope, TargetKind
 
 MAX_RESOLVERS = 16
@@ -64,16 +64,12 @@ class IsolatePolicy(msgspec.Struct, frozen=True, tag="isolate"):
         """What the chains of one place hold."""
         out, into = [], []
         for match in matches("daddr", self.allow):
-            out.append(f"{match} counter name allowed_out accept")
+            out.append(f"{match} counter accept")
         for match in matches("saddr", self.allow):
-            into.append(f"{match} counter name allowed_in accept")
+            into.append(f"{match} counter accept")
         for protocol in ("udp", "tcp"):
-            out += [
-                f"{match} {protocol} dport 53 counter name allowed_out accept" for match in matches("daddr", self.dns)
-            ]
-            into += [
-                f"{match} {protocol} sport 53 counter name allowed_in accept" for match in matches("saddr", self.dns)
-            ]
+            out += [f"{match} {protocol} dport 53 counter accept" for match in matches("daddr", self.dns)]
+            into += [f"{match} {protocol} sport 53 counter accept" for match in matches("saddr", self.dns)]
         if self.probes:
             out += _probe_answers()
             into += _probe_questions(place)
@@ -90,7 +86,7 @@ def policy_of(params: IsolateParameters) -> IsolatePolicy:
 
 def _probe_sets() -> tuple[str, ...]:
     return tuple(
-        f"set probes_{family} {{ typeof {family} saddr . tcp sport . tcp dport; flags dynamic,timeout; "
+        f"set probes_{family}-{ACT} {{ typeof {family} saddr . tcp sport . tcp dport; flags dynamic,timeout; "
         f"timeout {PROBE_SECONDS}s; size {MAX_PROBES}; }}"
         for family in ("ip", "ip6")
     )
@@ -108,15 +104,14 @@ def _probe_questions(place: Place) -> list[str]:
     rules = []
     for family in ("ip", "ip6"):
         key = f"{family} saddr . tcp sport . tcp dport"
-        rules.append(f"{begins} {owner}update @probes_{family} {{ {key} }} counter name allowed_in accept")
-        rules.append(f"{key} @probes_{family} counter name allowed_in accept")
+        rules.append(f"{begins} {owner}update @probes_{family}-{ACT} {{ {key} }} counter accept")
+        rules.append(f"{key} @probes_{family}-{ACT} counter accept")
     return rules
 
 
 def _probe_answers() -> list[str]:
     return [
-        f"tcp flags & (syn | ack) != syn {family} daddr . tcp dport . tcp sport @probes_{family} "
-        "counter name allowed_out accept"
+        f"tcp flags & (syn | ack) != syn {family} daddr . tcp dport . tcp sport @probes_{family}-{ACT} counter accept"
         for family in ("ip", "ip6")
     ]
 

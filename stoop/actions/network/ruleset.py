@@ -41,8 +41,9 @@ PORT_MAX = 65535
 _ACT_ID = re.compile(r"[0-9a-f]{8,64}")
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
 
-OUT_COUNTERS = ("allowed_out", "dropped_out")
-IN_COUNTERS = ("allowed_in", "dropped_in")
+SHARED_TABLE = "stoop"
+"""On the host all acts share one table: libnftables 1.0.6 asks three times for each table that there is, so a table
+for each act would make the hundredth some 20 ms slow."""
 
 
 class Place(enum.StrEnum):
@@ -57,16 +58,24 @@ class Place(enum.StrEnum):
         """The family of its table, as nft(8) calls it."""
         return "inet" if self is Place.POD_SOCKETS else "netdev"
 
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """Its chains, each followed by the act's id."""
+        return ("out", "in", "through") if self is Place.POD_SOCKETS else ("out", "in")
+
 
 _HOOKS = {
     Place.HOST_LINK: ("ingress", "egress"),
     Place.POD_LINK: ("egress", "ingress"),
-    Place.POD_SOCKETS: ("output", "input"),
+    Place.POD_SOCKETS: ("output", "input", "forward"),
 }
 
 
 class Rules(msgspec.Struct, frozen=True):
-    """What one place's chains hold. What no rule decides is dropped if `closed`, else let through."""
+    """What one place's chains hold. What no rule decides is dropped if `closed`, else let through.
+
+    `sets` are declarations; where a rule or a declaration names a set, ACT stands for the act's id.
+    """
 
     closed: bool
     out: tuple[str, ...] = ()
@@ -74,48 +83,52 @@ class Rules(msgspec.Struct, frozen=True):
     sets: tuple[str, ...] = ()
 
 
-def table_name(act_id: str) -> str:
-    """The name of an act's tables. Raises ValueError: an id is 8 to 64 hexadecimal digits."""
+ACT = "@ACT@"
+
+
+def check_act_id(act_id: str) -> str:
+    """The id, as it may stand in a name. Raises ValueError: it is 8 to 64 hexadecimal digits."""
     if not _ACT_ID.fullmatch(act_id):
         raise ValueError(f"{act_id!r} is no act's id: 8 to 64 hexadecimal digits")
-    return f"stoop-{act_id}"
+    return act_id
 
 
-def table(place: Place, name: str, rules: Rules, devices: str) -> str:
-    """One table. `devices`: what stands for the links whose end is at this place; the pod's sockets have none."""
-    out_hook, in_hook = _HOOKS[place]
-    devices = "" if place is Place.POD_SOCKETS else devices
-    lines = [f"table {place.family} {name} {{"]
-    lines += [f"  counter {counter} {{ }}" for counter in (*OUT_COUNTERS, *IN_COUNTERS)]
-    lines += [f"  {declared}" for declared in rules.sets]
-    lines += _chain("out_of_pod", out_hook, rules, _loopback("oifname", place) + rules.out, devices)
-    lines += _chain("into_pod", in_hook, rules, _loopback("iifname", place) + rules.into, devices)
-    if place is Place.POD_SOCKETS:
-        # A pod that routes for namespaces of its own (a container engine in it). An isolated pod does not.
-        through = () if rules.closed else rules.out + rules.into
-        lines += _chain("through_pod", "forward", rules, through, devices)
-    return "\n".join([*lines, "}", ""])
+def table_name(place: Place, act_id: str) -> str:
+    """The table of an act: in a pod its own, on the host one for all acts, whose chains and sets carry the id."""
+    return SHARED_TABLE if place is Place.HOST_LINK else f"stoop-{check_act_id(act_id)}"
 
 
-def _loopback(which: str, place: Place) -> tuple[str, ...]:
-    return (f'{which} "lo" accept',) if place is Place.POD_SOCKETS else ()
+def table(place: Place, act_id: str, rules: Rules, devices: str) -> str:
+    """An act's chains in their table. They must not be there. `devices`: what stands for the links, if there are any.
 
-
-def rule_counts(place: Place, rules: Rules) -> dict[str, int]:
-    """How many rules each chain of such a table has."""
-    last, lo = int(rules.closed), int(place is Place.POD_SOCKETS)
-    counts = {"out_of_pod": len(rules.out) + last + lo, "into_pod": len(rules.into) + last + lo}
-    if place is Place.POD_SOCKETS:
-        counts["through_pod"] = 1 if rules.closed else len(rules.out) + len(rules.into)
-    return counts
-
-
-def _chain(name: str, hook: str, rules: Rules, lines: Iterable[str], devices: str) -> list[str]:
-    at = f"{hook} devices = {{ {devices} }}" if devices else hook
+    All or nothing of it happens (nft(8)): a chain that is not filled yet is never seen by a packet.
+    """
+    name = f"{place.family} {table_name(place, check_act_id(act_id))}"
     policy = "drop" if rules.closed else "accept"
-    last = (f"counter name {'dropped_in' if name == 'into_pod' else 'dropped_out'} drop",) if rules.closed else ()
-    head = f"    type filter hook {at} priority {PRIORITY}; policy {policy};"
-    return [f"  chain {name} {{", head, *(f"    {line}" for line in (*lines, *last)), "  }"]
+    lines = [f"table {name} {{", *(f"  {declared}" for declared in rules.sets), "}"]
+    for way, hook in zip(place.ways, _HOOKS[place], strict=True):
+        at = hook if place is Place.POD_SOCKETS else f"{hook} devices = {{ {devices} }}"
+        head = f"type filter hook {at} priority {PRIORITY}; policy {policy};"
+        lines.append(f"create chain {name} {way}-{act_id} {{ {head} }}")
+    lines.append(f"table {name} {{")
+    for way in place.ways:
+        lines += [f"  chain {way}-{act_id} {{", *(f"    {line}" for line in _lines(place, way, rules)), "  }"]
+    return "\n".join([*lines, "}", ""]).replace(ACT, act_id)
+
+
+def rule_counts(place: Place, act_id: str, rules: Rules) -> dict[str, int]:
+    """How many rules each chain of such a table has."""
+    return {f"{way}-{act_id}": len(_lines(place, way, rules)) for way in place.ways}
+
+
+def _lines(place: Place, way: str, rules: Rules) -> list[str]:
+    last = ["counter drop"] if rules.closed else []
+    if way == "through":
+        # A pod that routes for namespaces of its own (a container engine in it). An isolated pod does not.
+        return last if rules.closed else [*rules.out, *rules.into]
+    interface = "oifname" if way == "out" else "iifname"
+    loopback = [f'{interface} "lo" accept'] if place is Place.POD_SOCKETS else []
+    return [*loopback, *(rules.out if way == "out" else rules.into), *last]
 
 
 # ---------------------------------------------------------------- addresses and ports
