@@ -70,12 +70,13 @@ class Hand:
             data, fds, _, _ = socket.recv_fds(self._jobs, MAX_JOB_BYTES, _FDS)
             if not data:
                 return 0
-            self._take(data, fds)
+            if fds:  # else nobody can be answered: not from our agent
+                self._take(data, fds)
 
     def _take(self, data: bytes, fds: list[int]) -> None:
         try:
             job = read_job(data)
-        except msgspec.ValidationError as error:
+        except msgspec.DecodeError as error:
             _answer(fds, Reply(f"the agent sent something that is no job: {error}", 1))
             return
         if not self._room.acquire(blocking=False):

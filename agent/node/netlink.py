@@ -11,7 +11,7 @@ import socket
 import struct
 from collections.abc import Iterator
 
-F_REQUEST, F_ACK, F_DUMP = 0x1, 0x4, 0x300
+F_REQUEST, F_ACK, F_ECHO, F_DUMP = 0x1, 0x4, 0x8, 0x300
 _F_DUMP_INTR = 0x10
 _ERROR, _DONE = 2, 3
 _TYPE_MASK = 0x3FFF

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.node.netlink import Netlink, TooMany, attribute, attributes
+from agent.node.netlink import F_ECHO, Netlink, TooMany, attribute, attributes
 from stoop.errors import ActFailed, TargetGone, TargetRefused
 
 if TYPE_CHECKING:  # the hand needs no trio
@@ -30,15 +30,18 @@ MAX_POD_LINKS = 64
 MAX_HOST_LINKS = 8192
 """Links of the host that are looked through when the pod's are too many: at 250 pods some 300."""
 
-_RTM_GETLINK, _RTM_GETNSID = 18, 90
+_RTM_GETLINK, _RTM_GETQDISC, _RTM_GETNSID = 18, 38, 90
+_TCA_KIND, _TC_H_INGRESS = 1, 0xFFFFFFF1
 _RTEXT_SKIP_STATS = 1 << 3
 _IFLA_IFNAME, _IFLA_LINK, _IFLA_LINKINFO, _IFLA_EXT_MASK = 3, 5, 18, 29
-_IFLA_LINK_NETNSID, _IFLA_TARGET_NETNSID = 37, 46
+_IFLA_LINK_NETNSID, _IFLA_XDP, _IFLA_TARGET_NETNSID = 37, 43, 46
+_IFLA_XDP_ATTACHED = 2
 _IFLA_INFO_KIND = 1
 _NETNSA_NSID, _NETNSA_FD = 1, 3
 _IFF_LOOPBACK = 0x8
 
 _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
+_TCMSG = struct.Struct("=B3xiIII")  # struct tcmsg: family, link, handle, parent, info
 _NSID = struct.Struct("=B3x")  # struct rtgenmsg, aligned
 _U32, _I32 = struct.Struct("=I"), struct.Struct("=i")
 
@@ -63,6 +66,7 @@ class Link(NamedTuple):
     loopback: bool
     peer: int
     peer_nsid: int | None
+    has_xdp: bool
 
     @property
     def leads_out(self) -> bool:
@@ -73,11 +77,15 @@ class Link(NamedTuple):
 
 
 class LinkEnd(NamedTuple):
-    """The host's end of a pod's link, and the number of the pod's end in the pod."""
+    """The host's end of a pod's link, and the number of the pod's end in the pod.
+
+    `ahead`: what on the host may take packets off this link before nftables' hooks see them, "" for nothing known.
+    """
 
     host_index: int
     host: str
     pod_index: int
+    ahead: str = ""
 
 
 class Namespace:
@@ -205,7 +213,24 @@ class HostLinks:
             ends = self._links(None, MAX_HOST_LINKS)
         for end in ends:
             if end.kind in PAIRED and end.peer_nsid == nsid:
-                yield LinkEnd(end.number, end.name, end.peer)
+                yield LinkEnd(end.number, end.name, end.peer, self._ahead(end))
+
+    def _ahead(self, end: Link) -> str:
+        """The order is XDP, tc's ingress, nftables (net/core/dev.c: __netif_receive_skb_core); a packet that tc
+        redirects (the CNI's bandwidth plugin, an eBPF data path) never comes to the third."""
+        if end.kind == "netkit":
+            return "it is a netkit link, which hands packets to eBPF programs"
+        if end.has_xdp:
+            return "it has an XDP program"
+        body = _TCMSG.pack(socket.AF_UNSPEC, end.number, 0, _TC_H_INGRESS, 0)
+        try:
+            answer = self._netlink.ask(_RTM_GETQDISC, body, F_ECHO)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP):
+                return ""
+            raise
+        kind = _text(attributes(answer[_TCMSG.size :]).get(_TCA_KIND, b""))
+        return f"it has filters of tc ({kind}), which come first" if kind else ""
 
     def _renew(self) -> None:
         """The rest of a dump, or a late answer, goes with its socket."""
@@ -244,6 +269,7 @@ def _parsed(payload: bytes) -> Link:
     kind = attributes(found.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_KIND, b"")
     peer = found.get(_IFLA_LINK)
     nsid = found.get(_IFLA_LINK_NETNSID)
+    xdp = attributes(found.get(_IFLA_XDP, b"")).get(_IFLA_XDP_ATTACHED, b"")
     return Link(
         number=index,
         name=_text(found.get(_IFLA_IFNAME, b"")),
@@ -251,6 +277,7 @@ def _parsed(payload: bytes) -> Link:
         loopback=bool(flags & _IFF_LOOPBACK),
         peer=int(_U32.unpack(peer)[0]) if peer else 0,
         peer_nsid=int(_I32.unpack(nsid)[0]) if nsid else None,
+        has_xdp=bool(xdp and xdp[0]),
     )
 
 

@@ -4,8 +4,8 @@
              state        host's end and pod's own end at once, read back, connections ended
 
 The host's end is what counts: nobody in the pod can reach it. The pod's own end comes besides, since a network plugin
-may lead packets past the host's hooks, and is all there is where the link has no end on the host. Each is one
-transaction of a process of its own in that namespace (`agent.node.hand`).
+may lead packets past the host's hooks (said, where it is seen), and is all there is where the link has no end on the
+host. Each is one transaction, by a thread of a process beside the agent (`agent.node.hand`).
 
 `plan` changes nothing and gives all that an undo needs, as JSON can hold it. A state is of one boot: tables and
 namespaces end with the machine.
@@ -357,6 +357,7 @@ def _weaker(plan: Plan, answers: dict[str, Reply]) -> list[str]:
             told.append(
                 f"{name} ({kind or 'a device'}) has no end on the host: closed in the pod only, by root to be opened"
             )
+    told += [f"packets may pass the host's end {end.host} by: {end.ahead}" for end in plan.ends if end.ahead]
     odd = [end.host for end in plan.ends if not PLAIN_NAME.fullmatch(end.host)]
     if odd:
         told.append(f"the host's end {odd[0]!r} has a name that no rule can hold: closed in the pod only")

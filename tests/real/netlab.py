@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shutil
 import socket
 import subprocess
 import threading
@@ -14,10 +15,26 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+import pytest
+
+from agent.node.host import LinuxHost
 from agent.node.netns import enter, namespace_at
+from agent.node.network import Applied, Network, Policy
 from tests.real.conftest import PATIENCE_S, Process, Spawn, await_that
 
 T = TypeVar("T")
+
+NEEDS = [
+    pytest.mark.real,
+    pytest.mark.root,
+    pytest.mark.skipif(shutil.which("nft") is None or shutil.which("ip") is None, reason="needs nft(8) and ip(8)"),
+]
+"""The marks of every test here. `.ci/run` installs the programs."""
+
+ACT = "0123456789abcdef0123456789abcdef"
+TABLE = f"stoop-{ACT}"
+UDP = (socket.AF_INET, socket.SOCK_DGRAM)
+TCP = (socket.AF_INET, socket.SOCK_STREAM)
 
 SOON_S = 0.3
 """How long what must not come is waited for. On one machine it would be there within a millisecond."""
@@ -97,7 +114,7 @@ class Lab:
     def holder(self) -> Process:
         """A process that holds a new network namespace."""
         process = self._spawn("unshare", "--net", "sleep", "1000")
-        await_that(lambda: _netns(process.pid) != _netns(0), "a network namespace")
+        await_that(lambda: netns(process.pid) != netns(0), "a network namespace")
         return process
 
     def pod(self) -> Pod:
@@ -131,7 +148,8 @@ route add default via {pod.gateway}
         return made
 
 
-def _netns(pid: int) -> int:
+def netns(pid: int) -> int:
+    """The network namespace of a process by inode, 0: of ours."""
     with namespace_at(f"/proc/{pid or 'self'}/ns/net") as namespace:
         return namespace.inode
 
@@ -185,3 +203,9 @@ def serving(pod: Pod) -> Iterator[tuple[str, int]]:
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         thread.join(PATIENCE_S)
+
+
+async def put_up(network: Network, host: LinuxHost, pod: Pod, policy: Policy, act: str = ACT) -> Applied:
+    """Plan and apply."""
+    with host.hold(pod.pid) as held, await network.plan(held, act, policy) as plan:
+        return await network.apply(plan)

@@ -1,0 +1,179 @@
+"""A pod that knows Stoop: raw frames, a flush from inside, links that lie, namespaces that are full."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import struct
+
+import pytest
+
+from agent.node import hands
+from agent.node.host import LinuxHost
+from agent.node.network import Network
+from stoop.actions.network.isolate import IsolatePolicy
+from stoop.errors import ActFailed
+from tests.real.conftest import PATIENCE_S, Spawn, await_that, say
+from tests.real.netlab import (
+    ACT,
+    NEEDS,
+    TABLE,
+    UDP,
+    Lab,
+    Pod,
+    arrives,
+    inside,
+    put_up,
+    rules,
+    run_inside,
+)
+
+pytestmark = NEEDS
+
+ETH_P_ALL, ETH_P_IP = 0x0003, 0x0800
+PACKET_QDISC_BYPASS, SOL_PACKET = 20, 263
+
+
+def frame(pod: Pod, lab: Lab, port: int, word: bytes) -> bytes:
+    """A whole Ethernet frame with a datagram to the node, as a raw sender makes it."""
+    mac = [bytes.fromhex(_mac(pid, name)) for pid, name in ((lab.pid, pod.host_end), (pod.pid, "eth0"))]
+    payload = struct.pack("!HHHH", 4000, port, 8 + len(word), 0) + word
+    addresses = socket.inet_aton(pod.address) + socket.inet_aton(pod.gateway)
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 0, 0, 64, 17, 0) + addresses
+    total = sum(struct.unpack("!10H", head))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    head = head[:10] + struct.pack("!H", ~total & 0xFFFF) + head[12:]
+    return mac[0] + mac[1] + struct.pack("!H", ETH_P_IP) + head + payload
+
+
+def _mac(pid: int, link: str) -> str:
+    return run_inside(pid, "ip", "-brief", "link", "show", "dev", link).split()[2].replace(":", "")
+
+
+@pytest.mark.parametrize("bypass", [0, 1])
+async def test_raw_frames_do_not_get_out_even_after_a_flush_from_inside(
+    lab: Lab, pod: Pod, network: Network, host: LinuxHost, bypass: int
+) -> None:
+    node = lab.socket(*UDP, (pod.gateway, 0))
+    raw = pod.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+    raw.bind(("eth0", 0))
+    raw.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, bypass)
+
+    def gets_out(word: bytes) -> bool:
+        with contextlib.suppress(OSError):  # ENOBUFS, EPERM: the egress hook tells the sender
+            raw.send(frame(pod, lab, node.getsockname()[1], word))
+        node.settimeout(0.2)
+        try:
+            return node.recv(100) == word
+        except TimeoutError:
+            return False
+
+    assert gets_out(b"before")
+    applied = await put_up(network, host, pod, IsolatePolicy())
+    assert not gets_out(b"isolated")
+    run_inside(pod.pid, "nft", "flush", "ruleset")
+    assert rules(pod.pid) == ""
+    before = (await network.counters(applied.state))["host"]["dropped_out"][0]
+    assert not gets_out(b"flushed")
+    assert (await network.counters(applied.state))["host"]["dropped_out"][0] > before
+    report = await network.undo(applied.state)
+    assert report.removed == ("host netdev",)
+    assert sorted(report.missing) == ["pod inet", "pod netdev"]
+    assert report.complete
+    assert gets_out(b"given back")
+
+
+async def test_raw_ip_sockets_do_not_get_out(lab: Lab, pod: Pod, network: Network, host: LinuxHost) -> None:
+    receiver = lab.keep.enter_context(inside(lab.pid, lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 253)))
+    receiver.settimeout(0.2)
+    raw = pod.socket(socket.AF_INET, socket.SOCK_RAW, 253)
+    raw.sendto(b"before", (pod.gateway, 0))
+    assert receiver.recv(100).endswith(b"before")
+    await put_up(network, host, pod, IsolatePolicy())
+    run_inside(pod.pid, "nft", "flush", "ruleset")
+    raw.sendto(b"after", (pod.gateway, 0))
+    with pytest.raises(TimeoutError):
+        receiver.recv(100)
+
+
+async def test_a_link_renamed_like_a_rule_is_not_named_in_one(
+    lab: Lab, pod: Pod, network: Network, host: LinuxHost
+) -> None:
+    for words in ("link set eth0 down", 'link set eth0 name a"};drop', 'link set a"};drop up'):
+        run_inside(pod.pid, "ip", *words.split(" "))
+    applied = await put_up(network, host, pod, IsolatePolicy())
+    assert sorted(applied.places) == ["host netdev", "pod inet"]
+    assert applied.weaker == ("1 of the pod's links have names that no rule can hold",)
+    assert (await network.undo(applied.state)).complete
+
+
+async def test_a_pod_cannot_have_another_pods_link_closed(
+    lab: Lab, pod: Pod, network: Network, host: LinuxHost
+) -> None:
+    """It makes a pair of its own whose other end has the number of another pod's link on the host."""
+    victim = lab.pod()
+    number = inside(lab.pid, lambda: socket.if_nametoindex(victim.host_end))
+    run_inside(pod.pid, "ip", "link", "add", "trap", "type", "veth", "peer", "name", "end", "index", str(number))
+    with host.hold(pod.pid) as held, await network.plan(held, ACT, IsolatePolicy()) as plan:
+        assert [end.host for end in plan.ends] == [pod.host_end]
+
+
+async def test_a_pod_with_very_many_links_is_closed_at_the_host(
+    lab: Lab, pod: Pod, network: Network, host: LinuxHost
+) -> None:
+    lines = "".join(f"link add br{number} type bridge\n" for number in range(70))
+    run_inside(pod.pid, "ip", "-batch", "-", text=lines)
+    applied = await put_up(network, host, pod, IsolatePolicy())
+    assert sorted(applied.places) == ["host netdev", "pod inet"]
+    assert applied.weaker == ("the pod has more than 64 links: none is closed at its own end",)
+
+
+async def test_tables_of_our_name_in_the_pod_are_replaced(pod: Pod, network: Network, host: LinuxHost) -> None:
+    run_inside(pod.pid, "nft", f"table inet {TABLE} {{ chain out-{ACT} {{ type filter hook output priority 0; }}\n}}")
+    applied = await put_up(network, host, pod, IsolatePolicy())
+    assert applied.again
+    assert "policy drop" in rules(pod.pid)
+    assert "priority 0" not in rules(pod.pid)
+
+
+async def test_a_namespace_that_was_filled_up_is_closed_all_the_same(
+    lab: Lab, pod: Pod, network: Network, host: LinuxHost
+) -> None:
+    chains = "".join(f"chain c{number} {{ }}\n" for number in range(20_000))
+    run_inside(pod.pid, "nft", "-f", "-", text=f"table inet big {{\n{chains}}}\n")
+    applied = await put_up(network, host, pod, IsolatePolicy())
+    assert sorted(applied.places) == ["host netdev", "pod inet", "pod netdev"]
+    assert (await network.undo(applied.state)).complete
+    assert "big" in rules(pod.pid)
+
+
+async def test_neither_end_is_a_failure(lab: Lab, pod: Pod, network: Network, host: LinuxHost, spawn: Spawn) -> None:
+    """A table with an owner can't be touched by anybody else: here one of our name stands at each end."""
+    for pid, family, name in ((lab.pid, "netdev", "stoop"), (pod.pid, "inet", TABLE)):
+        owner = spawn("nsenter", "--target", str(pid), "--net", "nft", "--interactive")
+        say(owner, f"table {family} {name} {{ flags owner; }}")
+        await_that(lambda pid=pid, name=name: f" {name} " in rules(pid), "the owner's table")  # type: ignore[misc]
+    with pytest.raises(ActFailed, match=r"(?s)(?=.*host: )(?=.*pod: )"):
+        await put_up(network, host, pod, IsolatePolicy())
+
+
+async def test_a_pods_end_that_hangs_does_not_hold_up_the_hosts(
+    lab: Lab, pod: Pod, network: Network, host: LinuxHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hands, "ANSWER_SECONDS", 0.3)
+    node, inner = lab.socket(*UDP, (pod.gateway, 0)), pod.socket(*UDP)
+    stuck = network.hand_pids[1]
+    os.kill(stuck, signal.SIGSTOP)
+    applied = await put_up(network, host, pod, IsolatePolicy())
+    assert applied.places == ("host netdev",)
+    assert applied.weaker[0] == "not at the pod: no answer from the namespace within 0.3 s: nftables is held up there"
+    assert not arrives(inner, node, node.getsockname())
+    os.kill(stuck, signal.SIGCONT)
+    monkeypatch.setattr(hands, "ANSWER_SECONDS", PATIENCE_S)
+    # What was asked for late is done late, and the undo comes after it.
+    report = await network.undo(applied.state)
+    assert sorted(report.removed) == ["host netdev", "pod inet", "pod netdev"]
+    assert rules(pod.pid) == ""
