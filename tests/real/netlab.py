@@ -117,16 +117,23 @@ class Lab:
         await_that(lambda: netns(process.pid) != netns(0), "a network namespace")
         return process
 
-    def pod(self) -> Pod:
-        """A pod with one link to the node: 10.9.N.2 and fd09:N::2, the node's end is 10.9.N.1."""
+    def pod(self, bridge: bool = False) -> Pod:
+        """A pod with one link to the node: 10.9.N.2 and fd09:N::2, the node's end is 10.9.N.1.
+
+        `bridge`: that end is a port of a bridge, which has the address, as the CNI's bridge plugin does it.
+        """
         number = next(_numbers) % 250 + 1
         init = self.holder()
         pod = Pod(init, number, f"10.9.{number}.2", f"10.9.{number}.1", f"veth{number}", self.keep)
+        near = f"br{number}" if bridge else pod.host_end
         lines = f"""
 link add {pod.host_end} type veth peer name eth0 netns {init.pid}
-address add {pod.gateway}/24 dev {pod.host_end}
-address add fd09:{number:x}::1/64 dev {pod.host_end} nodad
+{f"link add {near} type bridge" if bridge else ""}
+{f"link set {pod.host_end} master {near}" if bridge else ""}
+address add {pod.gateway}/24 dev {near}
+address add fd09:{number:x}::1/64 dev {near} nodad
 link set {pod.host_end} up
+link set {near} up
 """
         run_inside(self.pid, "ip", "-batch", "-", text=lines)
         lines = f"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import socket
 from typing import Any
 
@@ -107,15 +108,31 @@ async def test_dns_is_off_unless_a_resolver_is_named(
     assert not arrives(pod.socket(*UDP), beside, beside.getsockname())
 
 
+@pytest.mark.parametrize("bridge", [False, True], ids=["routed", "bridged"])
 async def test_probes_of_the_node_are_answered_only_if_allowed(
-    lab: Lab, pod: Pod, network: Network, host: LinuxHost
+    lab: Lab, network: Network, host: LinuxHost, bridge: bool
 ) -> None:
+    pod = lab.pod(bridge)
     with serving(pod) as address:
-        assert answers(lab.socket(*TCP), address)
+        assert answers(lab.socket(*TCP), address, PATIENCE_S)
         applied = await put_up(network, host, pod, IsolatePolicy())
+        assert applied.weaker == ()
         assert not answers(lab.socket(*TCP), address)
         assert (await network.undo(applied.state)).complete
         await put_up(network, host, pod, IsolatePolicy(probes=True))
+        assert answers(lab.socket(*TCP), address, PATIENCE_S)
+
+
+def nobodys_socket() -> socket.socket:
+    """In a thread that ends after it: setfsuid(2) is of one thread."""
+    ctypes.CDLL(None).setfsuid(65534)
+    return socket.socket(*TCP)
+
+
+async def test_only_root_on_the_node_counts_as_a_probe(lab: Lab, pod: Pod, network: Network, host: LinuxHost) -> None:
+    with serving(pod) as address:
+        await put_up(network, host, pod, IsolatePolicy(probes=True))
+        assert not answers(lab.keep.enter_context(inside(lab.pid, nobodys_socket)), address)
         assert answers(lab.socket(*TCP), address, PATIENCE_S)
 
 
