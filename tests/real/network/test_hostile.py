@@ -36,17 +36,20 @@ ETH_P_ALL, ETH_P_IP = 0x0003, 0x0800
 PACKET_QDISC_BYPASS, SOL_PACKET = 20, 263
 
 
-def frame(pod: Pod, lab: Lab, port: int, word: bytes) -> bytes:
-    """A whole Ethernet frame with a datagram to the node, as a raw sender makes it."""
+def frame(pod: Pod, lab: Lab, protocol: int, payload: bytes) -> bytes:
+    """A whole Ethernet frame to the node, as a raw sender makes it."""
     mac = [bytes.fromhex(_mac(pid, name)) for pid, name in ((lab.pid, pod.host_end), (pod.pid, "eth0"))]
-    payload = struct.pack("!HHHH", 4000, port, 8 + len(word), 0) + word
     addresses = socket.inet_aton(pod.address) + socket.inet_aton(pod.gateway)
-    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 0, 0, 64, 17, 0) + addresses
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 0, 0, 64, protocol, 0) + addresses
     total = sum(struct.unpack("!10H", head))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     head = head[:10] + struct.pack("!H", ~total & 0xFFFF) + head[12:]
     return mac[0] + mac[1] + struct.pack("!H", ETH_P_IP) + head + payload
+
+
+def datagram(port: int, word: bytes) -> bytes:
+    return struct.pack("!HHHH", 4000, port, 8 + len(word), 0) + word
 
 
 def _mac(pid: int, link: str) -> str:
@@ -64,7 +67,7 @@ async def test_raw_frames_do_not_get_out_even_after_a_flush_from_inside(
 
     def gets_out(word: bytes) -> bool:
         with contextlib.suppress(OSError):  # ENOBUFS, EPERM: the egress hook tells the sender
-            raw.send(frame(pod, lab, node.getsockname()[1], word))
+            raw.send(frame(pod, lab, socket.IPPROTO_UDP, datagram(node.getsockname()[1], word)))
         node.settimeout(0.2)
         try:
             return node.recv(100) == word
@@ -84,6 +87,21 @@ async def test_raw_frames_do_not_get_out_even_after_a_flush_from_inside(
     assert sorted(report.missing) == ["pod inet", "pod netdev"]
     assert report.complete
     assert gets_out(b"given back")
+
+
+@pytest.mark.parametrize("flags", [0x10, 0x12, 0x04, 0x01, 0x00])
+async def test_answers_to_probes_that_nobody_made_do_not_get_out(
+    lab: Lab, pod: Pod, network: Network, host: LinuxHost, flags: int
+) -> None:
+    applied = await put_up(network, host, pod, IsolatePolicy(probes=True))
+    run_inside(pod.pid, "nft", "flush", "ruleset")
+    raw = pod.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+    raw.bind(("eth0", 0))
+    raw.send(frame(pod, lab, socket.IPPROTO_TCP, struct.pack("!HHIIBBHHH", 80, 4000, 1, 1, 0x50, flags, 1000, 0, 0)))
+    raw.send(frame(pod, lab, socket.IPPROTO_UDP, datagram(4000, b"the last")))
+    seen = await network.counters(applied.state)
+    assert seen["host"]["allowed_out"] == (0, 0)
+    assert seen["host"]["dropped_out"][0] >= 2
 
 
 async def test_raw_ip_sockets_do_not_get_out(lab: Lab, pod: Pod, network: Network, host: LinuxHost) -> None:
