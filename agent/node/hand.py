@@ -26,6 +26,7 @@ from collections.abc import Iterator
 import msgspec
 
 from agent.node import nft
+from agent.node.hand_rights import keep_rights
 from agent.node.jobs import Contexts, Job, Reply, carry_out, encode, read_job
 
 JOB_SECONDS = 5.0
@@ -135,6 +136,7 @@ def main(argv: list[str]) -> int:
     except (IndexError, ValueError, OSError) as error:
         sys.stderr.write(f"agent.node.hand is started by stoop-agent, with a socket: {error}\n")
         return 2
+    keep_rights()
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_BYTES, ADDRESS_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # The first context sets up what all share, so before the first thread. A job says why it can't be.

@@ -58,12 +58,12 @@ class Put(msgspec.Struct, frozen=True):
 class Apply(msgspec.Struct, frozen=True, tag="apply"):
     """Set an act's parts, instead of those that are there under its name.
 
-    `devices`: the links for DEVICES; in a pod None, which means its own, as they are found. Without any there is no
-    netdev table.
+    `devices`: the links for DEVICES, by name and number; in a pod None, which means its own, as they are found. Without
+    any there is no netdev table.
     """
 
     puts: tuple[Put, ...]
-    devices: tuple[str, ...] | None = None
+    devices: tuple[tuple[str, int], ...] | None = None
 
 
 class Remove(msgspec.Struct, frozen=True, tag="remove"):
@@ -179,7 +179,7 @@ def _unshare() -> None:
 def _apply(context: nft.Nft, job: Apply) -> Reply:
     found: list[Link] = []
     remarks: list[str] = []
-    devices = job.devices or ()
+    devices = tuple(name for name, _ in job.devices or ())
     for last in (False,) * (DEVICE_TRIES - 1) + (True,):
         if job.devices is None:
             devices, found, remarks = _own_devices(give_up=last)
@@ -192,6 +192,11 @@ def _apply(context: nft.Nft, job: Apply) -> Reply:
             # One of the pod's links has gone, or is called something else, since it was listed.
             if last or job.devices is not None or error.errno == errno.EPERM:
                 raise
+    for name, number in job.devices or ():
+        # Rules name a link, and a name can come to mean another one. What they hold on to now stays the same link.
+        if _number_of(name) != number:
+            context.run("".join(_removal(context, put.part) for put in wanted))
+            return Reply(f"the host's end {name} is not the link any more that it was", errno.ENODEV)
     standing, fault = {}, ""
     for put in wanted:
         listed = _listed(context, put.part) or ""
@@ -201,6 +206,13 @@ def _apply(context: nft.Nft, job: Apply) -> Reply:
             fault = f"the {put.part.family} table is not what was set: {counts} rules instead of {put.counts}"
     seen = tuple((link.number, link.name, link.kind) for link in found if link.leads_out)
     return Reply(fault, errno.EIO if fault else 0, standing, seen, replaced, 0, tuple(remarks))
+
+
+def _number_of(name: str) -> int:
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        return 0
 
 
 def _own_devices(give_up: bool) -> tuple[tuple[str, ...], list[Link], list[str]]:

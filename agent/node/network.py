@@ -311,9 +311,9 @@ def _host_job(plan: Plan) -> Apply:
     return Apply(_puts(plan.act, plan.policy, HOST_PLACES), _devices(plan))
 
 
-def _devices(plan: Plan) -> tuple[str, ...]:
+def _devices(plan: Plan) -> tuple[tuple[str, int], ...]:
     """The host's ends that rules can name: all, unless somebody on the host called one oddly."""
-    return tuple(end.host for end in plan.ends if PLAIN_NAME.fullmatch(end.host))
+    return tuple((end.host, end.host_index) for end in plan.ends if PLAIN_NAME.fullmatch(end.host))
 
 
 def _pod_job(plan: Plan) -> Apply:

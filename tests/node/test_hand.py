@@ -116,6 +116,19 @@ async def test_a_namespace_that_is_none_is_a_fault(tmp_path: Path) -> None:
     assert reply.fault.startswith("a network namespace can't be entered")
 
 
+def status(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+@pytest.mark.root
+async def test_it_keeps_two_rights_only() -> None:
+    async with open_hands() as hands:
+        held = status(hands.pid)
+    assert int(held["CapEff"], 16) == int(held["CapPrm"], 16) == 1 << 12 | 1 << 21
+    assert held["NoNewPrivs"] == "1"
+
+
 async def test_closed_it_takes_no_more() -> None:
     async with open_hands() as hands:
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -95,7 +96,7 @@ async def test_what_was_planned_only_can_be_undone(lab: Lab, pod: Pod, network: 
         assert await network.undo(before) == UndoReport()
         await network.apply(plan)
     # As after a SIGKILL in between: only the first state is in the journal.
-    report = await network.undo(before)
+    report = await network.undo(json.loads(json.dumps(before)))
     assert len(report.removed) == 3
     assert rules(lab.pid) == rules(pod.pid) == ""
 

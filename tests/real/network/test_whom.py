@@ -88,3 +88,17 @@ async def test_two_containers_of_a_pod_have_one_network(
     for state in (first.state, second.state):
         assert (await network.undo(state)).complete
     assert rules(lab.pid) == rules(pod.pid) == ""
+
+
+async def test_a_link_that_is_another_by_now_is_left_alone(
+    lab: Lab, pod: Pod, network: Network, host: LinuxHost
+) -> None:
+    """Between plan and act the host's end goes, and another pod's gets its name."""
+    other = lab.pod()
+    with host.hold(pod.pid) as held, await network.plan(held, ACT, IsolatePolicy()) as plan:
+        run_inside(lab.pid, "ip", "link", "delete", pod.host_end)
+        for words in (f"link set {other.host_end} down", f"link set {other.host_end} name {pod.host_end}"):
+            run_inside(lab.pid, "ip", *words.split())
+        applied = await network.apply(plan)
+    assert applied.weaker[0] == f"not at the host: the host's end {pod.host_end} is not the link any more that it was"
+    assert "chain" not in rules(lab.pid)
