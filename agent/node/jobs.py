@@ -84,11 +84,18 @@ class Sever(msgspec.Struct, frozen=True, tag="sever"):
     cutting: sockets.Cutting
 
 
+class Survey(msgspec.Struct, frozen=True, tag="survey"):
+    """Name the chains of a shared table."""
+
+    family: str
+    table: str
+
+
 class Probe(msgspec.Struct, frozen=True, tag="probe"):
     """Try all that is needed, in a new namespace that ends with the thread."""
 
 
-Job = Apply | Remove | Read | Sever | Probe
+Job = Apply | Remove | Read | Sever | Survey | Probe
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -104,6 +111,7 @@ class Reply(msgspec.Struct, frozen=True):
     links: tuple[tuple[int, str, str], ...] = ()
     replaced: bool = False
     ended: int = 0
+    chains: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 
 
@@ -155,6 +163,9 @@ def carry_out(job: Job, namespace_fd: int | None, contexts: Contexts, after: con
             return _apply(context, job)
         if isinstance(job, Remove):
             return _remove(context, job.parts)
+        if isinstance(job, Survey):
+            listed = context.listed(f"list table {job.family} {job.table}") or ""
+            return Reply(chains=tuple(nft.rule_counts(listed)))
         return Reply(standing=_standing(context, job.parts))
     except MemoryError:
         return Reply("the namespace holds more than can be read", errno.ENOMEM)
@@ -205,7 +216,8 @@ def _apply(context: nft.Nft, job: Apply) -> Reply:
         if counts != put.counts:
             fault = f"the {put.part.family} table is not what was set: {counts} rules instead of {put.counts}"
     seen = tuple((link.number, link.name, link.kind) for link in found if link.leads_out)
-    return Reply(fault, errno.EIO if fault else 0, standing, seen, replaced, 0, tuple(remarks))
+    code = errno.EIO if fault else 0
+    return Reply(fault, code, standing, seen, replaced, remarks=tuple(remarks))
 
 
 def _number_of(name: str) -> int:

@@ -24,103 +24,30 @@ import trio
 from agent.node.finding import find_namespace
 from agent.node.hands import Hands, open_hands
 from agent.node.held import LinuxHeld
-from agent.node.jobs import DEVICES, PLAIN_NAME, Apply, Part, Put, Read, Remove, Reply, Sever, Standing
+from agent.node.jobs import Apply, Read, Remove, Reply, Sever, Survey
 from agent.node.netns import HostLinks, LinkEnd, Namespace, namespace_at, namespace_of
-from agent.node.sockets import Cutting
-from stoop.actions.network.block import BlockPolicy
-from stoop.actions.network.isolate import IsolatePolicy
-from stoop.actions.network.ruleset import Place, check_act_id, rule_counts, table, table_name
+from agent.node.network_plan import (
+    HOST_PLACES,
+    POD_PLACES,
+    Applied,
+    Plan,
+    Policy,
+    State,
+    UndoReport,
+    counted,
+    cutting_of,
+    devices,
+    fingerprints,
+    host_job,
+    parts,
+    pod_job,
+    weaker_by,
+)
+from stoop.actions.network.ruleset import SHARED_TABLE, check_act_id
 from stoop.errors import ActFailed, TargetRefused
 
 PLAN_SECONDS = 2.0
 """For reading the pod's links: some 0.1 ms, unless a change to a link elsewhere holds the kernel's lock of links."""
-
-HOST_PLACES = (Place.HOST_LINK,)
-POD_PLACES = (Place.POD_LINK, Place.POD_SOCKETS)
-
-Policy = IsolatePolicy | BlockPolicy
-
-
-class State(msgspec.Struct, frozen=True):
-    """What an undo needs, and what was put up, as far as it is known. `fingerprints`: place → family → of the table."""
-
-    act: str
-    netns: int
-    pid: int  # in whose namespace it was found; it may have gone
-    links: tuple[tuple[int, str], ...] = ()  # the host's ends: number and name
-    fingerprints: dict[str, dict[str, str]] = {}
-
-
-class Plan:
-    """An act that can be carried out. It holds the namespace: `close` it, or use it as a context manager."""
-
-    def __init__(self, namespace: Namespace, state: State, policy: Policy, ends: tuple[LinkEnd, ...]) -> None:
-        self.namespace = namespace
-        self.policy = policy
-        self.ends = ends
-        self._state = state
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """For the journal, before anything is changed."""
-        built: dict[str, Any] = msgspec.to_builtins(self._state)
-        return built
-
-    @property
-    def act(self) -> str:
-        """The id of the act, which its chains carry."""
-        return self._state.act
-
-    def put_up(self, fingerprints: dict[str, dict[str, str]]) -> dict[str, Any]:
-        """The state with what stands now."""
-        built: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(self._state, fingerprints=fingerprints))
-        return built
-
-    def close(self) -> None:
-        """Let go of the namespace. Idempotent."""
-        self.namespace.close()
-
-    def __enter__(self) -> Plan:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class Applied(msgspec.Struct, frozen=True):
-    """What stands now. `weaker`: one line each for what is less than it should be; empty when all is as meant.
-
-    `state` replaces the plan's: it has fingerprints. `again`: tables of this act were there already and were replaced.
-    `ended`: connections that were ended. `ms`: milliseconds until both ends stood, and until all was done.
-    """
-
-    state: dict[str, Any]
-    places: tuple[str, ...]
-    weaker: tuple[str, ...] = ()
-    again: bool = False
-    ended: int = 0
-    ms: dict[str, float] = {}
-
-
-class UndoReport(msgspec.Struct, frozen=True):
-    """What was taken away. `failed`: why something of ours may still stand, one line each; empty when nothing does.
-
-    `gone`: what had ended by itself. `removed`: tables taken away, as `place family`. `changed`: those among them that
-    were not as we had left them. `missing`: those that somebody else had taken away before. `counters`: what the
-    removed ones had seen, place → counter → packets and bytes.
-    """
-
-    removed: tuple[str, ...] = ()
-    changed: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-    gone: tuple[str, ...] = ()
-    failed: tuple[str, ...] = ()
-    counters: dict[str, dict[str, tuple[int, int]]] = {}
-
-    @property
-    def complete(self) -> bool:
-        """Whether nothing of the act stands any more."""
-        return not self.failed
 
 
 class Network:
@@ -170,6 +97,20 @@ class Network:
         state = State(check_act_id(act_id), namespace.inode, held.facts.pid, pairs)
         return Plan(namespace, state, policy, ends)
 
+    def elsewhere(self, held: LinuxHeld, plan: Plan) -> str:
+        """Where a process of the container is, if not in the plan's namespace; "" if it is there.
+
+        It may have made a namespace of its own or gone into another's: to be told, and no reason to spare the pod.
+        Raises TargetGone, TargetRefused.
+        """
+        with namespace_of(held) as namespace:
+            if namespace.inode == plan.namespace.inode:
+                return ""
+            whose = (
+                "on the node's own network" if namespace.inode == self._host.inode else "in another network namespace"
+            )
+            return f"pid {held.facts.pid} is {whose} ({namespace.inode}), not in its pod's"
+
     async def _within_limit(self, namespace: Namespace) -> tuple[LinkEnd, ...]:
         with trio.move_on_after(PLAN_SECONDS):
             return await trio.to_thread.run_sync(self._links.ends, namespace, abandon_on_cancel=True)
@@ -185,9 +126,9 @@ class Network:
         begun = time.monotonic()
         answers: dict[str, Reply] = {}
         async with trio.open_nursery() as nursery:
-            if _devices(plan):
-                nursery.start_soon(self._do, answers, "host", _host_job(plan), self._host.fd)
-            nursery.start_soon(self._do, answers, "pod", _pod_job(plan), plan.namespace.fd)
+            if devices(plan):
+                nursery.start_soon(self._do, answers, "host", host_job(plan), self._host.fd)
+            nursery.start_soon(self._do, answers, "pod", pod_job(plan), plan.namespace.fd)
         stood = time.monotonic()
         if all(answer.fault for answer in answers.values()):
             raise ActFailed("; ".join(f"{place}: {answer.fault}" for place, answer in answers.items()))
@@ -195,9 +136,9 @@ class Network:
         done = time.monotonic()
         standing = {place: answer.standing for place, answer in answers.items() if not answer.fault}
         return Applied(
-            state=plan.put_up({place: _prints(tables) for place, tables in standing.items()}),
+            state=plan.put_up({place: fingerprints(tables) for place, tables in standing.items()}),
             places=tuple(f"{place} {family}" for place, tables in standing.items() for family in tables),
-            weaker=(*_weaker(plan, answers), *severed.remarks),
+            weaker=(*weaker_by(plan, answers), *severed.remarks),
             again=any(answer.replaced for answer in answers.values()),
             ended=severed.ended,
             ms={"stood": round((stood - begun) * 1000, 3), "done": round((done - begun) * 1000, 3)},
@@ -211,14 +152,24 @@ class Network:
 
     async def _severed(self, plan: Plan) -> Reply:
         try:
-            reply = await self._hands["pod"].do(Sever(_cutting(plan.policy)), plan.namespace.fd)
+            reply = await self._hands["pod"].do(Sever(cutting_of(plan.policy)), plan.namespace.fd)
         except ActFailed as error:
             reply = Reply(error.reason, 1)
         if reply.fault:
             return Reply(remarks=(f"live connections were not ended, only their packets: {reply.fault}",))
         return reply
 
-    # ------------------------------------------------------------ counters, undo
+    # ------------------------------------------------------------ what stands, counters, undo
+
+    async def standing(self) -> frozenset[str]:
+        """The ids of acts that have chains at the host's ends, whether anybody still knows of them or not.
+
+        Raises ActFailed.
+        """
+        reply = await self._hands["host"].do(Survey("netdev", SHARED_TABLE), self._host.fd)
+        if reply.fault:
+            raise ActFailed(reply.fault)
+        return frozenset(chain.partition("-")[2] for chain in reply.chains)
 
     async def counters(self, state: dict[str, Any]) -> dict[str, dict[str, tuple[int, int]]]:
         """What an act's tables have seen so far: place → counter → (packets, bytes). Places that are gone are left out.
@@ -230,7 +181,7 @@ class Network:
         faults = [f"{place}: {reply.fault}" for place, reply in replies.items() if reply.fault]
         if faults:
             raise ActFailed("; ".join(faults))
-        return {place: _counted(reply.standing) for place, reply in replies.items() if reply.standing}
+        return {place: counted(reply.standing) for place, reply in replies.items() if reply.standing}
 
     async def undo(self, state: dict[str, Any]) -> UndoReport:
         """Take the act's tables away, wherever they are, and nothing else. Twice is harmless. Raises nothing of ours.
@@ -254,8 +205,8 @@ class Network:
             ]
         gone = [] if "pod" in replies else ["the pod's network namespace"]
         gone += await self._links_gone(known)
-        counted = {place: _counted(reply.standing) for place, reply in replies.items() if reply.standing}
-        return UndoReport(tuple(removed), tuple(changed), tuple(missing), tuple(gone), tuple(failed), counted)
+        seen = {place: counted(reply.standing) for place, reply in replies.items() if reply.standing}
+        return UndoReport(tuple(removed), tuple(changed), tuple(missing), tuple(gone), tuple(failed), seen)
 
     async def _both(self, known: State, job: type[Remove] | type[Read]) -> dict[str, Reply]:
         """The same job at the host's end and in the pod; no "pod" when its namespace is gone."""
@@ -266,9 +217,9 @@ class Network:
                 stack.enter_context(namespace)
             async with trio.open_nursery() as nursery:
                 if known.links:
-                    nursery.start_soon(self._do, answers, "host", job(_parts(known.act, HOST_PLACES)), self._host.fd)
+                    nursery.start_soon(self._do, answers, "host", job(parts(known.act, HOST_PLACES)), self._host.fd)
                 if namespace is not None and namespace.inode != self._host.inode:
-                    nursery.start_soon(self._do, answers, "pod", job(_parts(known.act, POD_PLACES)), namespace.fd)
+                    nursery.start_soon(self._do, answers, "pod", job(parts(known.act, POD_PLACES)), namespace.fd)
         return answers
 
     async def _links_gone(self, known: State) -> list[str]:
@@ -305,76 +256,3 @@ async def open_network(reference_pid: int = 1) -> AsyncIterator[Network]:
         with contextlib.closing(links):
             async with open_hands(one=True) as first, open_hands() as second:
                 yield Network({"host": first, "pod": second}, host, links, reference_pid)
-
-
-def _host_job(plan: Plan) -> Apply:
-    return Apply(_puts(plan.act, plan.policy, HOST_PLACES), _devices(plan))
-
-
-def _devices(plan: Plan) -> tuple[tuple[str, int], ...]:
-    """The host's ends that rules can name: all, unless somebody on the host called one oddly."""
-    return tuple((end.host, end.host_index) for end in plan.ends if PLAIN_NAME.fullmatch(end.host))
-
-
-def _pod_job(plan: Plan) -> Apply:
-    """Where nothing at the host's end tells probes from others, none are let in."""
-    policy = plan.policy
-    if isinstance(policy, IsolatePolicy) and not plan.ends:
-        policy = msgspec.structs.replace(policy, probes=False)
-    return Apply(_puts(plan.act, policy, POD_PLACES))
-
-
-def _parts(act: str, places: tuple[Place, ...]) -> tuple[Part, ...]:
-    return tuple(_part(act, place) for place in places)
-
-
-def _part(act: str, place: Place) -> Part:
-    chains = tuple(f"{way}-{act}" for way in place.ways)
-    return Part(place.family, table_name(place, act), chains, shared=place is Place.HOST_LINK)
-
-
-def _puts(act: str, policy: Policy, places: tuple[Place, ...]) -> tuple[Put, ...]:
-    rules = {place: policy.rules(place) for place in places}
-    return tuple(
-        Put(_part(act, place), table(place, act, held, DEVICES), rule_counts(place, act, held))
-        for place, held in rules.items()
-    )
-
-
-def _cutting(policy: Policy) -> Cutting:
-    """Of an isolated pod all but those allowed. Queries to a resolver are short, and begin anew."""
-    if isinstance(policy, IsolatePolicy):
-        return Cutting(spared=policy.allow)
-    return Cutting(peers=policy.peers, ports=policy.ports, protocol=policy.protocol)
-
-
-def _weaker(plan: Plan, answers: dict[str, Reply]) -> list[str]:
-    told = [f"not at the {place}: {answer.fault}" for place, answer in answers.items() if answer.fault]
-    told += [remark for answer in answers.values() for remark in answer.remarks]
-    ended = {end.pod_index for end in plan.ends}
-    for number, name, kind in answers["pod"].links:
-        if number not in ended:
-            told.append(
-                f"{name} ({kind or 'a device'}) has no end on the host: closed in the pod only, by root to be opened"
-            )
-    told += [f"packets may pass the host's end {end.host} by: {end.ahead}" for end in plan.ends if end.ahead]
-    odd = [end.host for end in plan.ends if not PLAIN_NAME.fullmatch(end.host)]
-    if odd:
-        told.append(f"the host's end {odd[0]!r} has a name that no rule can hold: closed in the pod only")
-    if isinstance(plan.policy, IsolatePolicy) and plan.policy.probes and not plan.ends:
-        told.append("probes are not let in: without a host's end they can't be told from others")
-    return told
-
-
-def _prints(tables: dict[str, Standing]) -> dict[str, str]:
-    return {family: standing.fingerprint for family, standing in tables.items()}
-
-
-def _counted(tables: dict[str, Standing]) -> dict[str, tuple[int, int]]:
-    """The counters of a place. In the pod a packet that its first table lets through is counted by both."""
-    found: dict[str, tuple[int, int]] = {}
-    for standing in tables.values():
-        for name, (packets, size) in standing.counters.items():
-            before = found.get(name, (0, 0))
-            found[name] = (before[0] + packets, before[1] + size)
-    return found

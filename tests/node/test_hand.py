@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -158,11 +159,13 @@ def told(*prefix: str) -> str:
 
 
 @pytest.mark.root
+@pytest.mark.skipif(shutil.which("nft") is None, reason="needs nft(8) and ip(8)")
 def test_with_every_right_it_is_available() -> None:
     assert told() == "available"
 
 
 @pytest.mark.root
+@pytest.mark.skipif(shutil.which("nft") is None, reason="needs nft(8) and ip(8)")
 @pytest.mark.parametrize(
     ("missing", "reason"),
     [

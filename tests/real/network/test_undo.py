@@ -11,7 +11,8 @@ from pathlib import Path
 import trio
 
 from agent.node.host import LinuxHost
-from agent.node.network import Network, UndoReport, open_network
+from agent.node.network import Network, open_network
+from agent.node.network_plan import UndoReport
 from stoop.actions.network.block import BlockPolicy
 from stoop.actions.network.isolate import IsolatePolicy
 from tests.real.conftest import PATIENCE_S, Spawn, await_that, line
@@ -76,6 +77,17 @@ async def test_two_acts_on_one_pod_are_taken_back_one_by_one(
     assert not arrives(inner, node, node.getsockname())
     assert (await network.undo(blocked.state)).complete
     assert arrives(inner, node, node.getsockname())
+
+
+async def test_what_stands_on_the_host_is_known_without_a_journal(
+    lab: Lab, pod: Pod, network: Network, host: LinuxHost
+) -> None:
+    assert await network.standing() == frozenset()
+    states = [(await put_up(network, host, pod, IsolatePolicy(), letter * 32)).state for letter in "ab"]
+    run_inside(lab.pid, "nft", "table netdev stoop-not-ours { chain c { }\n}")
+    assert await network.standing() == {"a" * 32, "b" * 32}
+    assert (await network.undo(states[0])).complete
+    assert await network.standing() == {"b" * 32}
 
 
 async def test_a_table_that_somebody_changed_is_taken_away_and_told(

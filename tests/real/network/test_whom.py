@@ -102,3 +102,15 @@ async def test_a_link_that_is_another_by_now_is_left_alone(
         applied = await network.apply(plan)
     assert applied.weaker[0] == f"not at the host: the host's end {pod.host_end} is not the link any more that it was"
     assert "chain" not in rules(lab.pid)
+
+
+async def test_a_process_that_left_the_pods_network_is_told(
+    lab: Lab, pod: Pod, network: Network, host: LinuxHost
+) -> None:
+    own, node = lab.holder(), lab.node
+    with host.hold(pod.pid) as held, await network.plan(held, ACT, IsolatePolicy()) as plan:
+        assert network.elsewhere(held, plan) == ""
+        with host.hold(own.pid) as left:
+            assert "in another network namespace" in network.elsewhere(left, plan)
+        with host.hold(node.pid) as left:
+            assert "on the node's own network" in network.elsewhere(left, plan)
