@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from agent.node.host import LinuxHost
 from agent.node.network import Network
 from stoop.actions.network.isolate import IsolatePolicy
 from stoop.errors import ActFailed
-from tests.real.conftest import PATIENCE_S, Spawn, await_that, say
+from tests.real.conftest import PATIENCE_S, Spawn, await_that, line, say
 from tests.real.netlab import (
     ACT,
     NEEDS,
@@ -195,3 +196,23 @@ async def test_a_pods_end_that_hangs_does_not_hold_up_the_hosts(
     report = await network.undo(applied.state)
     assert sorted(report.removed) == ["host netdev", "pod inet", "pod netdev"]
     assert rules(pod.pid) == ""
+
+
+async def test_a_pod_that_keeps_its_nftables_busy_is_closed_at_the_host(
+    lab: Lab, pod: Pod, network: Network, host: LinuxHost, spawn: Spawn, tmp_path: Path
+) -> None:
+    """It fills its rules and flushes them, ours too, as fast as it can, and would like to send meanwhile."""
+    rule = "add rule inet big c ip saddr 10.0.0.1 drop\n"
+    (tmp_path / "big").write_text("table inet big { chain c { }\n}\n" + rule * 5_000 + "flush ruleset\n")
+    loop = f"echo on; while :; do nft -f {tmp_path}/big; done"
+    busy = spawn("nsenter", "--target", str(pod.pid), "--net", "sh", "-c", loop)
+    assert line(busy) == "on"
+    node, inner = lab.socket(*UDP, (pod.gateway, 0)), pod.socket(*UDP)
+    assert arrives(inner, node, node.getsockname())
+    applied = await put_up(network, host, pod, IsolatePolicy())
+    assert "host netdev" in applied.places
+    for _ in range(3):
+        assert not arrives(inner, node, node.getsockname())
+    busy.kill()
+    busy.wait(PATIENCE_S)
+    assert (await network.undo(applied.state)).complete

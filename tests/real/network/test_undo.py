@@ -6,8 +6,10 @@ import json
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 
+import pytest
 import trio
 
 from agent.node.host import LinuxHost
@@ -15,7 +17,7 @@ from agent.node.network import Network, open_network
 from agent.node.network_plan import UndoReport
 from stoop.actions.network.block import BlockPolicy
 from stoop.actions.network.isolate import IsolatePolicy
-from tests.real.conftest import PATIENCE_S, Spawn, await_that, line
+from tests.real.conftest import PATIENCE_S, Spawn, alive, await_that, line
 from tests.real.netlab import (
     ACT,
     NEEDS,
@@ -188,3 +190,38 @@ async def test_a_plan_whose_namespace_has_a_new_owner_is_harmless(
     assert rules(other.pid) == before
     assert (await network.undo(state)).complete
     assert (await network.undo(theirs.state)).complete
+
+
+AGENT = """
+import json, sys, trio
+from agent.node.host import LinuxHost
+from agent.node.network import open_network
+from stoop.actions.network.isolate import IsolatePolicy
+async def main():
+    node, pod, act = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    async with open_network(node) as network:
+        with LinuxHost().hold(pod) as held, await network.plan(held, act, IsolatePolicy()) as plan:
+            print(json.dumps([network.hand_pids, plan.state]), flush=True)
+            await network.apply(plan)
+            print("stands", flush=True)
+            await trio.sleep_forever()
+trio.run(main)
+"""
+
+
+@pytest.mark.parametrize("seen", ["planned", "host", "pod", "stands"])
+async def test_an_agent_killed_at_any_step_leaves_nothing_that_its_plan_cannot_undo(
+    lab: Lab, pod: Pod, network: Network, spawn: Spawn, seen: str
+) -> None:
+    agent = spawn(sys.executable, "-c", AGENT, str(lab.pid), str(pod.pid), ACT)
+    hand_pids, state = json.loads(line(agent))
+    if seen == "stands":
+        assert line(agent) == "stands"
+    elif seen != "planned":
+        await_that(lambda: ACT in rules(lab.pid if seen == "host" else pod.pid), f"rules at the {seen}")
+    agent.kill()
+    agent.wait(PATIENCE_S)
+    for pid in hand_pids:  # they end by themselves, and with them what they were at
+        await_that(lambda pid=pid: not alive(pid), "the hand has ended")  # type: ignore[misc]
+    assert (await network.undo(state)).complete
+    assert rules(lab.pid) == rules(pod.pid) == ""
