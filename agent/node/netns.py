@@ -36,7 +36,7 @@ _RTEXT_SKIP_STATS = 1 << 3
 _IFLA_IFNAME, _IFLA_LINK, _IFLA_LINKINFO, _IFLA_EXT_MASK = 3, 5, 18, 29
 _IFLA_LINK_NETNSID, _IFLA_XDP, _IFLA_TARGET_NETNSID = 37, 43, 46
 _IFLA_XDP_ATTACHED = 2
-_IFLA_INFO_KIND = 1
+_IFLA_INFO_KIND, _IFLA_INFO_SLAVE_KIND = 1, 4
 _NETNSA_NSID, _NETNSA_FD = 1, 3
 _IFF_LOOPBACK = 0x8
 
@@ -67,6 +67,7 @@ class Link(NamedTuple):
     peer: int
     peer_nsid: int | None
     has_xdp: bool
+    bridged: bool
 
     @property
     def leads_out(self) -> bool:
@@ -80,12 +81,14 @@ class LinkEnd(NamedTuple):
     """The host's end of a pod's link, and the number of the pod's end in the pod.
 
     `ahead`: what on the host may take packets off this link before nftables' hooks see them, "" for nothing known.
+    `bridged`: it is a port of a bridge.
     """
 
     host_index: int
     host: str
     pod_index: int
     ahead: str = ""
+    bridged: bool = False
 
 
 class Namespace:
@@ -213,7 +216,7 @@ class HostLinks:
             ends = self._links(None, MAX_HOST_LINKS)
         for end in ends:
             if end.kind in PAIRED and end.peer_nsid == nsid:
-                yield LinkEnd(end.number, end.name, end.peer, self._ahead(end))
+                yield LinkEnd(end.number, end.name, end.peer, self._ahead(end), end.bridged)
 
     def _ahead(self, end: Link) -> str:
         """The order is XDP, tc's ingress, nftables (net/core/dev.c: __netif_receive_skb_core); a packet that tc
@@ -278,6 +281,7 @@ def _parsed(payload: bytes) -> Link:
         peer=int(_U32.unpack(peer)[0]) if peer else 0,
         peer_nsid=int(_I32.unpack(nsid)[0]) if nsid else None,
         has_xdp=bool(xdp and xdp[0]),
+        bridged=_text(attributes(found.get(_IFLA_LINKINFO, b"")).get(_IFLA_INFO_SLAVE_KIND, b"")) == "bridge",
     )
 
 

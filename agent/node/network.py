@@ -27,7 +27,6 @@ from agent.node.held import LinuxHeld
 from agent.node.jobs import Apply, Read, Remove, Reply, Sever, Survey
 from agent.node.netns import HostLinks, LinkEnd, Namespace, namespace_at, namespace_of
 from agent.node.network_plan import (
-    HOST_PLACES,
     POD_PLACES,
     Applied,
     Plan,
@@ -39,6 +38,7 @@ from agent.node.network_plan import (
     devices,
     fingerprints,
     host_job,
+    host_places,
     parts,
     pod_job,
     weaker_by,
@@ -94,7 +94,7 @@ class Network:
             namespace.close()
             raise
         pairs = tuple((end.host_index, end.host) for end in ends)
-        state = State(check_act_id(act_id), namespace.inode, held.facts.pid, pairs)
+        state = State(check_act_id(act_id), namespace.inode, held.facts.pid, pairs, host_places(ends))
         return Plan(namespace, state, policy, ends)
 
     def elsewhere(self, held: LinuxHeld, plan: Plan) -> str:
@@ -217,7 +217,7 @@ class Network:
                 stack.enter_context(namespace)
             async with trio.open_nursery() as nursery:
                 if known.links:
-                    nursery.start_soon(self._do, answers, "host", job(parts(known.act, HOST_PLACES)), self._host.fd)
+                    nursery.start_soon(self._do, answers, "host", job(parts(known.act, known.host)), self._host.fd)
                 if namespace is not None and namespace.inode != self._host.inode:
                     nursery.start_soon(self._do, answers, "pod", job(parts(known.act, POD_PLACES)), namespace.fd)
         return answers

@@ -18,10 +18,12 @@ CACHED_RULES = 192
 """Rules of policies at their three places that are kept: 64 policies, some 20 KiB each at most. 256 networks take 13 ms
 to read, which would otherwise stand in the way of each act."""
 
-HOST_PLACES = (Place.HOST_LINK,)
 POD_PLACES = (Place.POD_LINK, Place.POD_SOCKETS)
 
 Policy = IsolatePolicy | BlockPolicy
+
+
+AHEAD = "the host's end {} is not the first that packets meet: {}; those that the host takes in are held up there"
 
 
 class State(msgspec.Struct, frozen=True):
@@ -31,6 +33,7 @@ class State(msgspec.Struct, frozen=True):
     netns: int
     pid: int  # in whose namespace it was found; it may have gone
     links: tuple[tuple[int, str], ...] = ()  # the host's ends: number and name
+    host: tuple[Place, ...] = (Place.HOST_LINK,)  # where on the host its chains are
     fingerprints: dict[str, dict[str, str]] = {}
 
 
@@ -48,6 +51,11 @@ class Plan:
         """For the journal, before anything is changed."""
         built: dict[str, Any] = msgspec.to_builtins(self._state)
         return built
+
+    @property
+    def host(self) -> tuple[Place, ...]:
+        """The places on the host."""
+        return self._state.host
 
     @property
     def act(self) -> str:
@@ -107,7 +115,13 @@ class UndoReport(msgspec.Struct, frozen=True):
 
 
 def host_job(plan: Plan) -> Apply:
-    return Apply(_puts(plan.act, plan.policy, HOST_PLACES), devices(plan))
+    return Apply(_puts(plan.act, plan.policy, plan.host), devices(plan))
+
+
+def host_places(ends: tuple[LinkEnd, ...]) -> tuple[Place, ...]:
+    """Where rules stand on the host: at the link; where packets may be led past that, also where they come in then."""
+    late = [Place.HOST_BRIDGE if end.bridged else Place.HOST_STACK for end in ends if end.ahead]
+    return (Place.HOST_LINK, *sorted(set(late)))
 
 
 def devices(plan: Plan) -> tuple[tuple[str, int], ...]:
@@ -161,12 +175,14 @@ def weaker_by(plan: Plan, answers: dict[str, Reply]) -> list[str]:
             told.append(
                 f"{name} ({kind or 'a device'}) has no end on the host: closed in the pod only, by root to be opened"
             )
-    told += [f"packets may pass the host's end {end.host} by: {end.ahead}" for end in plan.ends if end.ahead]
+    told += [AHEAD.format(end.host, end.ahead) for end in plan.ends if end.ahead]
     odd = [end.host for end in plan.ends if not PLAIN_NAME.fullmatch(end.host)]
     if odd:
         told.append(f"the host's end {odd[0]!r} has a name that no rule can hold: closed in the pod only")
     if isinstance(plan.policy, IsolatePolicy) and plan.policy.probes and not plan.ends:
         told.append("probes are not let in: without a host's end they can't be told from others")
+    if isinstance(plan.policy, IsolatePolicy) and plan.policy.probes and Place.HOST_BRIDGE in plan.host:
+        told.append("probes are not answered: behind such filters, on a bridge, answers can't be told from others")
     return told
 
 

@@ -71,17 +71,22 @@ class IsolatePolicy(msgspec.Struct, frozen=True, tag="isolate"):
             out += [f"{match} {protocol} dport 53 counter accept" for match in matches("daddr", self.dns)]
             into += [f"{match} {protocol} sport 53 counter accept" for match in matches("saddr", self.dns)]
         if self.probes:
-            out += _probe_answers()
+            out += _probe_answers(place)
             into += _probe_questions(place)
         if self.allow or self.dns or self.probes:
             out += _neighbours(place)
             into += _neighbours(place)
-        return Rules(True, tuple(out), tuple(into), _probe_sets() if self.probes else ())
+        sets = _probe_sets() if self.probes and place not in _BLIND else ()
+        return Rules(True, tuple(out), tuple(into), sets)
 
 
 def policy_of(params: IsolateParameters) -> IsolatePolicy:
     """The policy of checked parameters. Raises ValueError for what `check` finds."""
     return IsolatePolicy(networks(params.allow_cidr), networks(params.dns), params.allow_probes)
+
+
+_BLIND = (Place.HOST_STACK, Place.HOST_BRIDGE)
+# Only what comes out of the pod is seen here, so connections can't be noted.
 
 
 def _probe_sets() -> tuple[str, ...]:
@@ -109,7 +114,13 @@ def _probe_questions(place: Place) -> list[str]:
     return rules
 
 
-def _probe_answers() -> list[str]:
+def _probe_answers(place: Place) -> list[str]:
+    """What belongs to a connection that was noted. Where none can be: to the node itself, and never the beginning of
+    one; on a bridge that can't be told either, so nothing."""
+    if place is Place.HOST_STACK:
+        return ["fib daddr type local tcp flags & (syn | ack) != syn counter accept"]
+    if place is Place.HOST_BRIDGE:
+        return []
     return [
         f"tcp flags & (syn | ack) != syn {family} daddr . tcp dport . tcp sport @probes_{family}-{ACT} counter accept"
         for family in ("ip", "ip6")
@@ -121,7 +132,7 @@ def _neighbours(place: Place) -> list[str]:
     limit = f"limit rate {NEIGHBOURS_PER_SECOND}/second burst {NEIGHBOURS_PER_SECOND} packets accept"
     arp = f"meta protocol arp arp operation {{ 1, 2 }} meta length <= {NEIGHBOUR_BYTES['arp']} {limit}"
     nd = f"icmpv6 type {{ 135, 136 }} ip6 hoplimit 255 meta length <= {NEIGHBOUR_BYTES['nd']} {limit}"
-    return [nd] if place is Place.POD_SOCKETS else [arp, nd]
+    return [nd] if place.family == "inet" else [arp, nd]
 
 
 def check(params: IsolateParameters) -> Iterator[ParameterFault]:

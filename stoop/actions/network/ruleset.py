@@ -1,10 +1,11 @@
 """nftables tables as text, from rules in two directions: out of the pod and into it. Pure.
 
-The same rules stand at up to three places, and only the hooks differ:
+The same rules stand at up to four places, and only the hooks differ:
 
 | place | family | out of the pod | into the pod |
 |---|---|---|---|
 | the host's end of the pod's link | netdev | ingress | egress |
+| where the host takes in what was led past that hook | inet, bridge | prerouting | - |
 | the pod's own end of it | netdev | egress | ingress |
 | the pod's sockets | inet | output | input |
 
@@ -50,22 +51,33 @@ class Place(enum.StrEnum):
     """Where a table stands."""
 
     HOST_LINK = "host"
+    HOST_STACK = "host stack"
+    HOST_BRIDGE = "host bridge"
     POD_LINK = "pod link"
     POD_SOCKETS = "pod"
 
     @property
     def family(self) -> str:
         """The family of its table, as nft(8) calls it."""
-        return "inet" if self is Place.POD_SOCKETS else "netdev"
+        return {Place.POD_SOCKETS: "inet", Place.HOST_STACK: "inet", Place.HOST_BRIDGE: "bridge"}.get(self, "netdev")
+
+    @property
+    def on_host(self) -> bool:
+        """Whether nobody in the pod can reach it."""
+        return self not in (Place.POD_LINK, Place.POD_SOCKETS)
 
     @property
     def ways(self) -> tuple[str, ...]:
         """Its chains, each followed by the act's id."""
+        if self in (Place.HOST_STACK, Place.HOST_BRIDGE):
+            return ("late",)
         return ("out", "in", "through") if self is Place.POD_SOCKETS else ("out", "in")
 
 
 _HOOKS = {
     Place.HOST_LINK: ("ingress", "egress"),
+    Place.HOST_STACK: ("prerouting",),
+    Place.HOST_BRIDGE: ("prerouting",),
     Place.POD_LINK: ("egress", "ingress"),
     Place.POD_SOCKETS: ("output", "input", "forward"),
 }
@@ -95,7 +107,7 @@ def check_act_id(act_id: str) -> str:
 
 def table_name(place: Place, act_id: str) -> str:
     """The table of an act: in a pod its own, on the host one for all acts, whose chains and sets carry the id."""
-    return SHARED_TABLE if place is Place.HOST_LINK else f"stoop-{check_act_id(act_id)}"
+    return SHARED_TABLE if place.on_host else f"stoop-{check_act_id(act_id)}"
 
 
 def table(place: Place, act_id: str, rules: Rules, devices: str) -> str:
@@ -107,22 +119,25 @@ def table(place: Place, act_id: str, rules: Rules, devices: str) -> str:
     policy = "drop" if rules.closed else "accept"
     lines = [f"table {name} {{", *(f"  {declared}" for declared in rules.sets), "}"]
     for way, hook in zip(place.ways, _HOOKS[place], strict=True):
-        at = hook if place is Place.POD_SOCKETS else f"{hook} devices = {{ {devices} }}"
+        at = hook if place.family != "netdev" else f"{hook} devices = {{ {devices} }}"
         head = f"type filter hook {at} priority {PRIORITY}; policy {policy};"
         lines.append(f"create chain {name} {way}-{act_id} {{ {head} }}")
     lines.append(f"table {name} {{")
     for way in place.ways:
-        lines += [f"  chain {way}-{act_id} {{", *(f"    {line}" for line in _lines(place, way, rules)), "  }"]
+        lines += [f"  chain {way}-{act_id} {{", *(f"    {line}" for line in _lines(place, way, rules, devices)), "  }"]
     return "\n".join([*lines, "}", ""]).replace(ACT, act_id)
 
 
 def rule_counts(place: Place, act_id: str, rules: Rules) -> dict[str, int]:
     """How many rules each chain of such a table has."""
-    return {f"{way}-{act_id}": len(_lines(place, way, rules)) for way in place.ways}
+    return {f"{way}-{act_id}": len(_lines(place, way, rules, "")) for way in place.ways}
 
 
-def _lines(place: Place, way: str, rules: Rules) -> list[str]:
+def _lines(place: Place, way: str, rules: Rules, devices: str) -> list[str]:
     last = ["counter drop"] if rules.closed else []
+    if way == "late":
+        # Every packet that the host takes in comes by here: those of other links go on.
+        return [f"iifname != {{ {devices} }} accept", *rules.out, *last]
     if way == "through":
         # A pod that routes for namespaces of its own (a container engine in it). An isolated pod does not.
         return last if rules.closed else [*rules.out, *rules.into]

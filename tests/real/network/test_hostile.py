@@ -14,6 +14,7 @@ import pytest
 from agent.node import hands
 from agent.node.host import LinuxHost
 from agent.node.network import Network
+from stoop.actions.network.block import BlockPolicy
 from stoop.actions.network.isolate import IsolatePolicy
 from stoop.errors import ActFailed
 from tests.real.conftest import PATIENCE_S, Spawn, await_that, line, say
@@ -21,14 +22,17 @@ from tests.real.netlab import (
     ACT,
     NEEDS,
     TABLE,
+    TCP,
     UDP,
     Lab,
     Pod,
+    answers,
     arrives,
     inside,
     put_up,
     rules,
     run_inside,
+    serving,
 )
 
 pytestmark = NEEDS
@@ -216,3 +220,52 @@ async def test_a_pod_that_keeps_its_nftables_busy_is_closed_at_the_host(
     busy.kill()
     busy.wait(PATIENCE_S)
     assert (await network.undo(applied.state)).complete
+
+
+@pytest.mark.parametrize("bridge", [False, True], ids=["routed", "bridged"])
+@pytest.mark.parametrize("policy", [IsolatePolicy(), BlockPolicy(ports=((1, 65535),))], ids=["isolate", "block"])
+async def test_what_tc_leads_past_the_hooks_is_held_up_behind_them(
+    lab: Lab, network: Network, host: LinuxHost, bridge: bool, policy: IsolatePolicy | BlockPolicy
+) -> None:
+    """As the CNI's bandwidth plugin does it: what comes in by the link goes through an ifb device, and is taken in
+    again without a look at the link's hooks."""
+    pod, other = lab.pod(bridge), lab.pod(bridge)
+    for words in (
+        "ip link add shaper type ifb",
+        "ip link set shaper up",
+        f"tc qdisc add dev {pod.host_end} ingress",
+        f"tc filter add dev {pod.host_end} parent ffff: protocol all u32 match u32 0 0"
+        " action mirred egress redirect dev shaper",
+    ):
+        run_inside(lab.pid, *words.split())
+    node, inner = lab.socket(*UDP, (pod.gateway, 0)), pod.socket(*UDP)
+    beside, theirs = lab.socket(*UDP, (other.gateway, 0)), other.socket(*UDP)
+    assert arrives(inner, node, node.getsockname())
+    applied = await put_up(network, host, pod, policy)
+    run_inside(pod.pid, "nft", "flush", "ruleset")
+    assert not arrives(inner, node, node.getsockname())
+    assert arrives(theirs, beside, beside.getsockname())
+    assert (await network.counters(applied.state))["host"]["dropped_out"][0] >= 1
+    assert (await network.undo(applied.state)).complete
+    assert rules(lab.pid) == ""
+    assert arrives(inner, node, node.getsockname())
+
+
+async def test_probes_are_answered_past_filters_of_tc_too(
+    lab: Lab, pod: Pod, network: Network, host: LinuxHost
+) -> None:
+    for words in (
+        "ip link add shaper type ifb",
+        "ip link set shaper up",
+        f"tc qdisc add dev {pod.host_end} ingress",
+        f"tc filter add dev {pod.host_end} parent ffff: protocol all u32 match u32 0 0"
+        " action mirred egress redirect dev shaper",
+    ):
+        run_inside(lab.pid, *words.split())
+    listener = lab.socket(*TCP, (pod.gateway, 0))
+    listener.listen()
+    with serving(pod) as address:
+        await put_up(network, host, pod, IsolatePolicy(probes=True))
+        assert answers(lab.socket(*TCP), address, PATIENCE_S)
+    run_inside(pod.pid, "nft", "flush", "ruleset")
+    assert not answers(pod.socket(*TCP), listener.getsockname())

@@ -6,6 +6,7 @@ import pytest
 
 from agent.node.host import LinuxHost
 from agent.node.network import Network
+from agent.node.network_plan import AHEAD
 from stoop.actions.network.isolate import IsolatePolicy
 from stoop.errors import TargetGone, TargetRefused
 from tests.real.conftest import PATIENCE_S, Spawn, await_that
@@ -71,7 +72,7 @@ async def test_filters_that_come_before_ours_make_it_weaker(
 ) -> None:
     run_inside(lab.pid, "tc", "qdisc", "add", "dev", pod.host_end, kind)
     applied = await put_up(network, host, pod, IsolatePolicy())
-    said = f"packets may pass the host's end {pod.host_end} by: it has filters of tc ({kind}), which come first"
+    said = AHEAD.format(pod.host_end, f"it has filters of tc ({kind}), which come first")
     assert applied.weaker == (said,)
 
 
