@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 
-from bench import containers, kills, resolve, standing, throughput
+from bench import containers, kills, network, resolve, standing, throughput
 from bench.table import Row, show
 
 ROWS: dict[str, Callable[[], Iterator[Row]]] = {
@@ -22,6 +22,8 @@ ROWS: dict[str, Callable[[], Iterator[Row]]] = {
     "resolve": resolve.resolve,
     "memory": standing.memory,
     "start": standing.start,
+    "isolate": network.first_drop,
+    "isolate-hundred": network.hundred,
 }
 
 

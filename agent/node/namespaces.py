@@ -11,10 +11,7 @@ import os
 from agent.node.container_index import ContainerIndex
 from agent.node.procfs import Procfs, namespace_inode, read_list
 from stoop.errors import TargetGone, TargetRefused
-from stoop.node import (
-    ContainerFacts,
-    ProcessFacts,
-)
+from stoop.node import ContainerFacts, ProcessFacts
 from stoop.pods import NamespaceFacts
 
 KINDS = ("net", "pid", "mnt")
