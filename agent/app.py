@@ -149,6 +149,7 @@ async def live(reflex: Reflex) -> None:
             await base.start(control.serve)
             await _first_rules(reflex, told)
             await base.start(reflex.responder.serve)
+            base.start_soon(reflex.serve_network)
             await base.start(reflex.giveback.serve)
             base.start_soon(_tick, reflex)
             base.start_soon(reflex.rule_files.watch, reflex.rules_changed, reflex.warn)

@@ -184,6 +184,7 @@ class Own:
         self.facts = msgspec.structs.replace(
             self._base,
             own_pids=self._ancestors | {os.getpid()} | helper,
+            own_parents=frozenset({os.getpid()}) | helper,
             falco_pids=frozenset().union(*(pids for pids, _ in self._senders.values())),
             falco_cgroups=frozenset().union(*(cgroups for _, cgroups in self._senders.values())),
         )

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from agent.control import Followers
 from agent.front import Front
 from agent.link import Link
 from agent.node.host import LinuxHost
+from agent.node.network import open_network
 from agent.own import Own
 from agent.reach import Reach
 from agent.rehearsal import rehearse
@@ -32,6 +34,7 @@ from stoop.catalogue import CATALOGUE
 from stoop.config import Config, policy_of
 from stoop.control import EVERY_RULE, Active, AnyRequest, Arm, ControlError, Extend, Reload, SetMode, Status, Undo
 from stoop.engine import Memory
+from stoop.errors import TargetRefused
 from stoop.giveback import GiveBack
 from stoop.hold_files import HoldFiles
 from stoop.holdings import Holdings
@@ -61,6 +64,10 @@ COLLECT = (10_000, 20, 100)
 
 SYNC_SECONDS = 2.0
 """How long a person waits for the disk before his answer: some ms as a rule, below the 5 s that the command waits."""
+
+
+NETWORK = "network:"
+"""The category of the actions that need the network hands."""
 
 
 class Marks:
@@ -138,6 +145,7 @@ class Reflex:
             for verdict in Verdict:
                 # There from the start with 0, or an alert rule on the first failure sees no increase.
                 self.metrics.inc("acts_total", (action, str(verdict)), 0)
+        self._network_wanted = trio.Event()
         self.bound: dict[str, str] = {}
         self.reach = Reach(self.say)
         self.serving: Serving | None = None
@@ -189,6 +197,7 @@ class Reflex:
         for record in recovery.unfinished:
             self.say("error", "an act was under way when the agent last ended", **record.public())
         self.giveback.recover()
+        self._want_network(hold.actionner for hold in self.holdings.table)
         for line in resume(self.host, recovery.unfinished):
             self.warn("what the last agent held still goes on", what=line)
         if recovery.window is not None:
@@ -206,9 +215,28 @@ class Reflex:
         gc.freeze()
         gc.set_threshold(*COLLECT)
 
+    async def serve_network(self) -> None:
+        """From the first rule or hold on that is about the network of pods: two processes more, for that alone."""
+        await self._network_wanted.wait()
+        try:
+            async with open_network() as network:
+                self.host.network = network
+                if network.unavailable:
+                    self.warn("the networks of pods can't be acted on", reason=network.unavailable)
+                await trio.sleep_forever()
+        except TargetRefused as error:
+            self.warn("the networks of pods can't be acted on", reason=error.reason)
+        finally:
+            self.host.network = None
+
+    def _want_network(self, actionners: Iterable[str]) -> None:
+        if any(actionner.startswith(NETWORK) for actionner in actionners):
+            self._network_wanted.set()
+
     def _use(self, rules: RuleSet) -> RuleSet:
         """Swap the rules; the collector never looks at the new ones, as at all that was there at the start."""
         old = self.responder.use(rules)
+        self._want_network(step.actionner for rule in rules.rules for step in rule.form.actions)
         unknown, self._unknown = self._unknown, ()
         if unknown:
             again = may_be_tried_again(unknown, (rule.form for rule in rules.rules), CATALOGUE)

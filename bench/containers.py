@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import os
 import socket
@@ -37,15 +38,36 @@ def v2_mount() -> Path | None:
     return next((path for path in (root, root / "unified") if (path / "cgroup.controllers").exists()), None)
 
 
+CLONE_NEWPID = 0x20000000
+"""unshare(2), setns(2)."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextlib.contextmanager
+def new_pid_namespace() -> Iterator[None]:
+    """Children that are started inside are in a pid namespace of their own; the first is its init."""
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY)
+    try:
+        if _libc.unshare(CLONE_NEWPID):
+            raise OSError(ctypes.get_errno(), "unshare")
+        yield
+    finally:
+        if _libc.setns(own, CLONE_NEWPID):
+            raise OSError(ctypes.get_errno(), "setns")
+        os.close(own)
+
+
 class Container:
-    """A v2 cgroup named as the kubelet names them, with victims in it. `end` removes it."""
+    """A v2 cgroup named as the kubelet names them, with victims in a pid namespace of theirs. `end` removes it."""
 
     def __init__(self, mount: Path, size: int) -> None:
         self.id = uuid.uuid4().hex * 2
         self._top = mount / f"stoop-bench-{os.getpid()}-{next(_numbers)}"
         self.directory = self._top / "kubepods" / f"pod{uuid.uuid4()}" / self.id
         self.directory.mkdir(parents=True)
-        self.victims = [Victim() for _ in range(size)]
+        with new_pid_namespace():
+            self.victims = [Victim() for _ in range(size)]
         for victim in self.victims:
             (self.directory / "cgroup.procs").write_text(str(victim.pid))
         self._kill = os.open(self.directory / "cgroup.kill", os.O_WRONLY)

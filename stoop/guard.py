@@ -198,7 +198,7 @@ def protects(facts: ProcessFacts, host: HostFacts, policy: Policy) -> str:
         return "it is the init process"
     if facts.kernel_thread:
         return "it is a kernel thread"
-    if facts.pid in host.own_pids:
+    if facts.pid in host.own_pids or facts.ppid in host.own_parents:
         return "it is the agent itself or a parent of it"
     if facts.pid in host.falco_pids:
         return "it is Falco, or what brings its alerts"

@@ -5,10 +5,12 @@ Pure: values and protocols. Times are nanoseconds of CLOCK_REALTIME since the ep
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import msgspec
 
+from stoop.network import Applied, Counters, UndoReport
 from stoop.pods import NamespaceFacts, PodFacts
 
 
@@ -78,6 +80,7 @@ class HostFacts(msgspec.Struct, frozen=True):
     pid_ns_is_root: bool  # the agent sees pids as the kernel's first pid namespace numbers them
     own_pids: frozenset[int]  # the agent's processes and their parents
     own_cgroups: frozenset[str]  # the agent's own cgroups, never to be killed or frozen
+    own_parents: frozenset[int] = frozenset()  # of the agent's processes: whose children are its own too
     falco_pids: frozenset[int] = frozenset()
     falco_cgroups: frozenset[str] = frozenset()
 
@@ -109,6 +112,31 @@ class HeldProcess(Protocol):
         ...
 
 
+class NetworkHands(Protocol):
+    """The node's network hands. Each call may take as long as nftables is held up in the target's namespace."""
+
+    @property
+    def unavailable(self) -> str:
+        """Why nothing of this can be done on this node, "" when it can."""
+        ...
+
+    async def cut(self, held: HeldProcess, act: str, policy: Any, keep: Callable[[dict[str, Any]], None]) -> Applied:
+        """Carry a policy out on the network of this process: a pod's sandbox, or a container's init.
+
+        `keep` is given what an undo needs before anything is changed, and once more when it stands.
+        Raises TargetGone, TargetRefused (the node's own network), ActFailed (it stands at neither end).
+        """
+        ...
+
+    async def counters(self, state: dict[str, Any]) -> Counters:
+        """What an act's tables have seen so far; places where none stand are left out. Raises ActFailed."""
+        ...
+
+    async def undo(self, state: dict[str, Any]) -> UndoReport:
+        """Take the act's tables away, wherever they are, and nothing else. Twice is harmless."""
+        ...
+
+
 class Lookup(Protocol):
     """What deciding asks of the node. Every method is synchronous and bounded."""
 
@@ -135,6 +163,11 @@ class Lookup(Protocol):
 
 class NodeHost(Lookup, Protocol):
     """What the node lets an act do. Every method is synchronous and bounded unless it says otherwise."""
+
+    @property
+    def network(self) -> NetworkHands | None:
+        """What acts on the networks of pods; None while nothing here can (no rule needed it so far, or no rights)."""
+        ...
 
     def descendants(self, pid: int) -> tuple[int, ...]:
         """Every living descendant of now, parents before children."""

@@ -6,7 +6,7 @@ Pure: no I/O, no clock. Times are nanoseconds: `*_ns` of CLOCK_REALTIME since th
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -196,6 +196,7 @@ class ActContext(msgspec.Struct, frozen=True):
     act: str = ""
     reversal: Reversal | None = None
     keep: Callable[[dict[str, Any]], None] | None = None
+    fields: Mapping[str, Any] = {}  # the alert's output_fields: words, not facts
 
 
 class Begun(msgspec.Struct, frozen=True):

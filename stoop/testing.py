@@ -162,6 +162,7 @@ class FakeHost:
         self.frozen: list[tuple[str, bool]] = []
         self.controls: dict[tuple[str, str, str], str] = {}
         self.pods: dict[str, PodFacts] = {}
+        self.network = None
 
     def add(self, pid: int, **changes: Any) -> FakeProcess:
         """One more process, by itself an old one of the host."""

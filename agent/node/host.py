@@ -14,6 +14,7 @@ from agent.node.facts import EXITED, Facts
 from agent.node.held import LinuxHeld, hint, open_pidfd, pidfd_ready
 from agent.node.kubelet import KubeletLogs
 from agent.node.namespaces import Namespaces
+from agent.node.network import Network
 from agent.node.pods import Pods
 from agent.node.procfs import Procfs
 from agent.node.session import entry_of
@@ -46,6 +47,7 @@ class LinuxHost:
         self._taskstats = Taskstats()
         self._facts = Facts(self._procfs, self._taskstats)
         self._pods = Pods(Bundles(self._procfs, root), KubeletLogs(root), time.monotonic_ns)
+        self.network: Network | None = None
         self._namespaces = Namespaces(self._procfs, self._containers.index, reference_pid)
 
     @property

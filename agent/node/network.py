@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -28,11 +28,9 @@ from agent.node.jobs import Apply, Read, Remove, Reply, Sever, Survey
 from agent.node.netns import HostLinks, LinkEnd, Namespace, namespace_at, namespace_of
 from agent.node.network_plan import (
     POD_PLACES,
-    Applied,
     Plan,
     Policy,
     State,
-    UndoReport,
     counted,
     cutting_of,
     devices,
@@ -45,6 +43,8 @@ from agent.node.network_plan import (
 )
 from stoop.actions.network.ruleset import SHARED_TABLE, check_act_id
 from stoop.errors import ActFailed, TargetRefused
+from stoop.network import Applied, UndoReport
+from stoop.node import HeldProcess
 
 PLAN_SECONDS = 2.0
 """For reading the pod's links: some 0.1 ms, unless a change to a link elsewhere holds the kernel's lock of links."""
@@ -158,6 +158,15 @@ class Network:
         if reply.fault:
             return Reply(remarks=(f"live connections were not ended, only their packets: {reply.fault}",))
         return reply
+
+    async def cut(self, held: HeldProcess, act: str, policy: Policy, keep: Callable[[dict[str, Any]], None]) -> Applied:
+        """Plan, keep, apply, keep: as `NetworkHands.cut`."""
+        assert isinstance(held, LinuxHeld)
+        with await self.plan(held, act, policy) as plan:
+            keep(plan.state)
+            applied = await self.apply(plan)
+        keep(applied.state)
+        return applied
 
     # ------------------------------------------------------------ what stands, counters, undo
 

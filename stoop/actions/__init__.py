@@ -22,6 +22,8 @@ from stoop.actions.kubernetes import script as kubernetes_script
 from stoop.actions.kubernetes import sysdig as kubernetes_sysdig
 from stoop.actions.kubernetes import tcpdump as kubernetes_tcpdump
 from stoop.actions.kubernetes import terminate as kubernetes_terminate
+from stoop.actions.network import block as network_block
+from stoop.actions.network import isolate as network_isolate
 from stoop.actions.process import kill as process_kill
 from stoop.actions.process import suspend as process_suspend
 from stoop.spec import (
@@ -34,6 +36,8 @@ ACTIONS: tuple[Action, ...] = (
     container_kill.ACTION,
     container_freeze.ACTION,
     container_limit.ACTION,
+    network_isolate.ACTION,
+    network_block.ACTION,
     kubernetes_terminate.ACTION,
     kubernetes_label.ACTION,
     kubernetes_annotation.ACTION,

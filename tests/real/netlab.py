@@ -20,7 +20,8 @@ import pytest
 from agent.node.host import LinuxHost
 from agent.node.netns import enter, namespace_at
 from agent.node.network import Network
-from agent.node.network_plan import Applied, Policy
+from agent.node.network_plan import Policy
+from stoop.network import Applied
 from tests.real.conftest import PATIENCE_S, Process, Spawn, await_that
 
 T = TypeVar("T")

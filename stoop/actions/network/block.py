@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from stoop.actions.holding import DEFAULT_TTL, Ttl, check_ttl
+from stoop.actions.network import acting
 from stoop.actions.network.ruleset import (
     MAX_PORTS,
     PORT_MAX,
@@ -22,10 +24,15 @@ from stoop.actions.network.ruleset import (
 )
 from stoop.errors import TargetRefused
 from stoop.spec import (
+    ActContext,
+    Action,
     ActionSpec,
+    Begun,
+    Outcome,
     ParameterFault,
     Parameters,
     Reach,
+    Reversal,
     Scope,
     TargetKind,
 )
@@ -55,6 +62,7 @@ class BlockParameters(Parameters, frozen=True):
             "came in, whose remote port is chosen anew each time."
         ),
     ] = False
+    ttl: Ttl = DEFAULT_TTL
 
 
 class BlockPolicy(msgspec.Struct, frozen=True, tag="block"):
@@ -108,6 +116,7 @@ def _event_port(value: object) -> tuple[int, int]:
 
 def check(params: BlockParameters) -> Iterator[ParameterFault]:
     """Networks and ports must be some, and not too many."""
+    yield from check_ttl(params.ttl)
     yield from network_faults("cidr", params.cidr)
     if len(params.ports) > MAX_PORTS:
         yield ParameterFault("param-value", "ports", f"ports may hold at most {MAX_PORTS} entries")
@@ -151,4 +160,27 @@ SPEC = ActionSpec(
   actions:
     - action: Block the peer
 """,
+)
+
+
+def plan(ctx: ActContext) -> Outcome | Reversal:
+    """Whose network it is, and what of it is held."""
+    policy = policy_of(ctx.params, ctx.fields)
+    ports = ",".join(f"{low}-{high}" for low, high in policy.ports)
+    return acting.plan_of(ctx, f"blocked {policy.protocol} {','.join(policy.peers)} {ports}".rstrip())
+
+
+async def verify(ctx: ActContext, begun: Begun) -> Outcome:
+    """Carry it out, and see that it stands."""
+    return await acting.cut(ctx, lambda given: policy_of(given.params, given.fields))
+
+
+ACTION = Action(
+    spec=SPEC,
+    begin=acting.begin,
+    verify=verify,
+    overdue=acting.overdue,
+    plan=plan,
+    undo=acting.undo,
+    drift=acting.drift,
 )

@@ -8,12 +8,19 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from stoop.actions.holding import DEFAULT_TTL, Ttl, check_ttl
+from stoop.actions.network import acting
 from stoop.actions.network.ruleset import ACT, Place, Rules, matches, network_faults, networks
 from stoop.spec import (
+    ActContext,
+    Action,
     ActionSpec,
+    Begun,
+    Outcome,
     ParameterFault,
     Parameters,
     Reach,
+    Reversal,
     Scope,
     TargetKind,
 )
@@ -58,6 +65,7 @@ class IsolateParameters(Parameters, frozen=True):
             description="Addresses of resolvers that stay reachable at port 53. Data can be carried out by DNS queries."
         ),
     ] = msgspec.field(default_factory=list)
+    ttl: Ttl = DEFAULT_TTL
 
 
 class IsolatePolicy(msgspec.Struct, frozen=True, tag="isolate"):
@@ -144,6 +152,7 @@ def _neighbours(place: Place) -> list[str]:
 
 def check(params: IsolateParameters) -> Iterator[ParameterFault]:
     """Networks and addresses must be some, and not too many."""
+    yield from check_ttl(params.ttl)
     yield from network_faults("allow_cidr", params.allow_cidr)
     yield from network_faults("dns", params.dns, MAX_RESOLVERS)
     for text in params.dns:
@@ -185,4 +194,25 @@ SPEC = ActionSpec(
   actions:
     - action: Isolate the pod
 """,
+)
+
+
+def plan(ctx: ActContext) -> Outcome | Reversal:
+    """Whose network it is, and what of it is held."""
+    return acting.plan_of(ctx, "isolated")
+
+
+async def verify(ctx: ActContext, begun: Begun) -> Outcome:
+    """Carry it out, and see that it stands."""
+    return await acting.cut(ctx, lambda given: policy_of(given.params))
+
+
+ACTION = Action(
+    spec=SPEC,
+    begin=acting.begin,
+    verify=verify,
+    overdue=acting.overdue,
+    plan=plan,
+    undo=acting.undo,
+    drift=acting.drift,
 )

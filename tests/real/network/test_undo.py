@@ -14,9 +14,9 @@ import trio
 
 from agent.node.host import LinuxHost
 from agent.node.network import Network, open_network
-from agent.node.network_plan import UndoReport
 from stoop.actions.network.block import BlockPolicy
 from stoop.actions.network.isolate import IsolatePolicy
+from stoop.network import UndoReport
 from tests.real.conftest import PATIENCE_S, Spawn, alive, await_that, line
 from tests.real.netlab import (
     ACT,
