@@ -45,6 +45,7 @@ from stoop.recorder import Recorder
 from stoop.respond import Responder
 from stoop.rulefiles import Reading, RuleFiles
 from stoop.rules import RuleSet
+from stoop.skew import Skew
 from stoop.spec import Mode, Verdict
 from stoop.switches import Switches
 from stoop.wire import AnyMessage, Hello, LogLine, Recorded, Serving, SnapshotAsk, SnapshotReply
@@ -91,7 +92,7 @@ class Reflex:
         self.own = Own(self.host, self.host.boot_id)
         self.switches = Switches(Path(config.state_dir), config.mode, self.warn)
         policy = policy_of(config.guard)
-        self.keeps = guard.Guard(policy, guard.Limits(policy, {}), guard.Skew())
+        self.keeps = guard.Guard(policy, guard.Limits(policy, {}), Skew())
         self.judge = Judge(
             host=self.host,
             host_facts=lambda: self.own.facts,

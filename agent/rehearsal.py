@@ -24,6 +24,7 @@ from stoop.respond import Responder
 from stoop.ring import Intent
 from stoop.rules import ActionForm, MatchForm, RuleForm, RuleSet
 from stoop.runs import Clocks
+from stoop.skew import Skew
 from stoop.spec import HostFacts, Mode, NodeHost
 
 TURNS = 20
@@ -62,7 +63,7 @@ class _NoLedger:
 def rehearse(host: NodeHost, facts: HostFacts, policy: guard.Policy, clocks: Clocks, pid: int) -> None:
     """Let alerts about this process, which is the agent's own, go the whole way but the act."""
     stranger = msgspec.structs.replace(facts, own_pids=frozenset(), pid_ns_is_root=True)
-    keeps = guard.Guard(policy, guard.Limits(policy, {}), guard.Skew())
+    keeps = guard.Guard(policy, guard.Limits(policy, {}), Skew())
     judge = Judge(
         host=host, host_facts=lambda: stranger, catalogue=CATALOGUE, keeps=keeps, disarmed=lambda rule, reason: None
     )

@@ -15,7 +15,6 @@ from stoop.guard import (
     TOO_CLOSE,
     Claims,
     Proof,
-    Skew,
     after_falco_saw_it,
     claims,
     in_container,
@@ -23,6 +22,7 @@ from stoop.guard import (
     prove,
     target_pid,
 )
+from stoop.skew import Skew
 from stoop.spec import ContainerFacts, HeldProcess, HostFacts, NodeHost, ProcessFacts, TargetKind
 
 MAX_SHOWN_NUMBER = 2**53

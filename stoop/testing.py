@@ -28,6 +28,7 @@ from stoop.recorder import Recorder
 from stoop.respond import Responder
 from stoop.ring import Intent
 from stoop.rules import RuleForm, RuleSet
+from stoop.skew import Skew
 from stoop.spec import Action, Catalogue, ContainerFacts, HostFacts, Mode, ProcessFacts
 
 SECOND_NS = 1_000_000_000
@@ -375,7 +376,7 @@ class Workbench:
             host=self.host,
             host_facts=lambda: HOST_FACTS,
             catalogue=catalogue,
-            keeps=guard.Guard(policy, self.limits, guard.Skew()),
+            keeps=guard.Guard(policy, self.limits, Skew()),
             disarmed=lambda rule, reason: self.disarmed.append((rule, reason)),
         )
         self.files = FakeFiles()

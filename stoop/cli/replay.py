@@ -16,7 +16,7 @@ import msgspec
 
 from stoop.alert import Alert
 from stoop.engine import Memory
-from stoop.guard import Claims, Guard, Limits, Policy, Skew, claims
+from stoop.guard import Claims, Guard, Limits, Policy, claims
 from stoop.holdings import Holdings, NoFiles
 from stoop.judge import Judge
 from stoop.metrics import Metrics
@@ -26,6 +26,7 @@ from stoop.recorder import Recorder
 from stoop.respond import Responder
 from stoop.ring import Intent
 from stoop.rules import RuleForm, RuleSet
+from stoop.skew import Skew
 from stoop.spec import (
     ActContext,
     Action,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from stoop.guard import ESTABLISHED
+from stoop.skew import ESTABLISHED
 from tests.e2e.conftest import Agent, MakeAgent, Row, alert, lives, was_killed
 from tests.real.conftest import PATIENCE_S, Spawn, alive, await_that
 
