@@ -160,6 +160,7 @@ async def _take_in(reflex: Reflex, told: trio.Event) -> None:
         for name, serve in _intakes(reflex):
             reflex.bound[name] = _shown(await intakes.start(serve))
         reflex.settle_memory()
+        intakes.start_soon(reflex.vitals.serve)
         reflex.say("info", "ready", intakes=reflex.bound, mode=str(reflex.mode()))
         print("ready", flush=True)  # noqa: T201 - the contract with whoever started it
         await told.wait()
