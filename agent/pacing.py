@@ -52,22 +52,27 @@ PR_SET_PDEATHSIG = 1
 """include/uapi/linux/prctl.h; prctl(2)."""
 
 
-class Load:
-    """Whether the node is busy, from its count of task switches (`ctxt` in /proc/stat, proc(5))."""
+class Rest:
+    """Whether to rest, from the node's count of task switches (`ctxt` in /proc/stat, proc(5))."""
 
     def __init__(self) -> None:
-        self.busy = False
+        self._busy = False
         self._last: tuple[int, float] | None = None
+        self._awake_until = 0.0
+
+    def felt(self, mono_s: float) -> None:
+        """A rest was felt: none for a while."""
+        self._awake_until = mono_s + AWAKE_SECONDS
 
     def look(self, switches: int | None, mono_s: float) -> bool:
-        """The count of now; None when it can't be told: then it is not busy. Pure but for what it remembers."""
+        """Whether to rest until the next look. `switches`: the count of now, None when it can't be told."""
         last, self._last = self._last, (switches, mono_s) if switches is not None else None
         if switches is None or last is None or mono_s <= last[1]:
-            self.busy = False
-            return False
-        rate = (switches - last[0]) / (mono_s - last[1])
-        self.busy = rate > (CALM_SWITCHES if self.busy else BUSY_SWITCHES)
-        return self.busy
+            self._busy = False
+        else:
+            rate = (switches - last[0]) / (mono_s - last[1])
+            self._busy = rate > (CALM_SWITCHES if self._busy else BUSY_SWITCHES)
+        return self._busy and mono_s >= self._awake_until
 
 
 def switches_in(stat: bytes) -> int | None:
@@ -84,21 +89,19 @@ class Pacing:
         self._fd = fd
         self._rate = rate
         self._adaptive = adaptive
-        self._load = Load()
-        self._awake_until = 0.0
+        self._rest = Rest()
         self._here = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         os.set_blocking(fd, False)
 
     def run(self) -> None:
         """Until the agent has gone."""
-        rests = False
+        rests = self._rest.look(_switches(), time.monotonic())
         while True:
             begun, used = time.monotonic(), time.process_time()
-            calls = self._rest() if rests else self._beat(begun + LOOK_SECONDS)
+            calls = self._sleep() if rests else self._beat(begun + LOOK_SECONDS)
             now = time.monotonic()
             cpu = (time.process_time() - used) / (now - begun)
-            busy = self._adaptive and self._load.look(_switches(), now)
-            rests = busy and now >= self._awake_until
+            rests = self._adaptive and self._rest.look(_switches(), now)
             if calls < 0 or not self._report(rests, calls / (now - begun), cpu):
                 return
 
@@ -124,7 +127,7 @@ class Pacing:
             if turn > now:
                 time.sleep(turn - now)  # noqa: TID251 - an even rate is all that is wanted here
 
-    def _rest(self) -> int:
+    def _sleep(self) -> int:
         """LOOK_SECONDS without calls: 0, or -1 when the agent has gone."""
         waits = select.poll()
         waits.register(self._fd, select.POLLIN)
@@ -140,7 +143,7 @@ class Pacing:
         except OSError:
             return False
         if said == STAY_AWAKE:
-            self._awake_until = time.monotonic() + AWAKE_SECONDS
+            self._rest.felt(time.monotonic())
         return bool(said)
 
     def _report(self, rests: bool, rate: float, cpu: float) -> bool:
