@@ -39,14 +39,15 @@ def beat_alert(path: str | None, pid: int, offset_ns: int = 0, **fields: Any) ->
 
 
 class PlayedFalco:
-    """Answers each new file in the beacon's directory while `answers` is true. `seen`: their paths."""
+    """Answers each new file in the beacon's directory while `answers` is true, `lag_s` later. `seen`: their paths."""
 
     def __init__(self, agent: Agent, offset_ns: int) -> None:
         self.seen: list[str] = []
         self.answers = True
+        self.lag_s = 0.0
         self._agent = agent
         self._offset_ns = offset_ns
-        self._ends = False
+        self._end = threading.Event()
         self.directory = agent.state_dir / "heartbeat"
 
     def serve(self, ready: threading.Event) -> None:
@@ -54,12 +55,14 @@ class PlayedFalco:
         with INotify() as watch, self._agent_socket() as send:
             watch.add_watch(self.directory, flags.CREATE)
             ready.set()
-            while not self._ends:
+            while not self._end.is_set():
                 for event in watch.read(timeout=50):
                     path = f"{self.directory}/{event.name}"
                     self.seen.append(path)
                     if self.answers:
-                        send(beat_alert(path, self._agent.program.pid, self._offset_ns))
+                        line = beat_alert(path, self._agent.program.pid, self._offset_ns)
+                        self._end.wait(self.lag_s)
+                        send(line)
 
     @contextmanager
     def _agent_socket(self) -> Iterator[Callable[[bytes], None]]:
@@ -68,7 +71,8 @@ class PlayedFalco:
             yield sock.sendall
 
     def end(self) -> None:
-        self._ends = True
+        """Have `serve` return."""
+        self._end.set()
 
 
 @contextmanager
