@@ -30,6 +30,9 @@ LOOK_SECONDS = 5
 HEED_SECONDS = 0.1
 """Between two looks at whether the agent is still there."""
 
+LEAST_PAUSE = 0.5
+"""Of a turn's time: where the machine is so late that less would be needed, it is not asleep, and neither is Falco."""
+
 BUSY_SWITCHES = 30_000
 """Switches between tasks a second, on the whole node, above which Falco has enough to read (rest begins). The pacemaker
 and a Falco that it keeps awake make at most 8,000 of them."""
@@ -108,24 +111,27 @@ class Pacing:
     def _beat(self, until: float) -> int:
         """Calls until then (CLOCK_MONOTONIC); how many there were, -1 when the agent has gone.
 
-        A turn that comes late does not make the next ones come early: a burst wakes Falco no more than one call.
+        A turn is two calls and nothing else: in a process that has just woken every line is dear. What sleeps are late
+        by (a wake-up, the timer's slack) is taken off the next ones.
         """
-        fchdir, clock, here = os.fchdir, time.monotonic, self._here
-        pause, calls = 1 / self._rate, 0
-        turn = heed_at = clock()
+        fchdir, here = os.fchdir, self._here
+        sleep = time.sleep  # noqa: TID251 - an even rate is all that is wanted here
+        whole = pause = 1 / self._rate
+        turns = range(max(1, round(self._rate * HEED_SECONDS)))
+        calls, begun = 0, time.monotonic()
         while True:
-            fchdir(here)
-            calls += 1
-            now = clock()
-            turn = max(turn, now - pause) + pause
-            if now >= heed_at:
-                if not self._heeds():
-                    return -1
-                if now >= until:
-                    return calls
-                heed_at = now + HEED_SECONDS
-            if turn > now:
-                time.sleep(turn - now)  # noqa: TID251 - an even rate is all that is wanted here
+            for _ in turns:
+                fchdir(here)
+                sleep(pause)
+            calls += len(turns)
+            if not self._heeds():
+                return -1
+            now = time.monotonic()
+            if now >= until:
+                return calls
+            late = (now - begun) / len(turns) - whole
+            pause = min(max(pause - late / 2, whole * LEAST_PAUSE), whole)
+            begun = now
 
     def _sleep(self) -> int:
         """LOOK_SECONDS without calls: 0, or -1 when the agent has gone."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 
-from bench import kills, standing, throughput
+from bench import kills, pacing, standing, throughput
 from bench.table import Row, show
 
 ROWS: dict[str, Callable[[], Iterator[Row]]] = {
@@ -20,6 +20,7 @@ ROWS: dict[str, Callable[[], Iterator[Row]]] = {
     "match": standing.match,
     "memory": standing.memory,
     "start": standing.start,
+    "pace": pacing.pacemaker,
 }
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.pacing import AWAKE_SECONDS, BUSY_SWITCHES, CALM_SWITCHES, REPORT, Rest, switches_in
+from agent.pacing import AWAKE_SECONDS, BUSY_SWITCHES, CALM_SWITCHES, LEAST_PAUSE, REPORT, Rest, switches_in
 from tests.real.conftest import PATIENCE_S, await_that
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,8 +127,8 @@ def test_it_calls_fchdir_at_its_rate(tmp_path: Path) -> None:
         first, begun = turns(process.pid), time.monotonic()
         await_that(lambda: turns(process.pid) >= first + 500, "500 turns")
         span = time.monotonic() - begun
-    assert span >= 0.45, "faster than asked for"
-    # Above: a machine that is shared gives it a processor late; the rate it has here is in the decision's figures.
+    # A machine that is shared is late, and then it catches up; the rate that it keeps is the bench's affair (`pace`).
+    assert span >= 0.5 * LEAST_PAUSE
 
 
 @pytest.mark.real
@@ -156,7 +156,7 @@ def test_it_reports_what_it_really_did_whoever_does_not_read(tmp_path: Path) -> 
         ours.settimeout(PATIENCE_S)
         rests, rate, millionths = REPORT.unpack(ours.recv(64))
         assert (rests, process.poll()) == (0, None)
-        assert 0 < rate <= 210
+        assert 0 < rate <= 200 / LEAST_PAUSE
         assert 0 < millionths < 500_000
 
 
