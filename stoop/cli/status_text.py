@@ -177,8 +177,9 @@ def _pacemaker(pacemaker: Mapping[str, Any]) -> str:
     if not pacemaker:
         return ""
     said = [str(pacemaker.get("state", ""))]
-    if pacemaker.get("rate"):
-        said.append(f"{pacemaker['rate']} calls/s for {100 * float(pacemaker.get('cpu', 0)):.1f} % of a core")
+    rate, cpu = pacemaker.get("rate"), pacemaker.get("cpu")
+    if rate and isinstance(cpu, int | float):
+        said.append(f"{rate} calls/s for {100 * cpu:.1f} % of a core")
     if restarts := pacemaker.get("restarts"):
         said.append(f"started again {restarts} times")
     return ", ".join(said)

@@ -219,3 +219,14 @@ def test_what_a_killed_agent_left_in_the_beacon_goes(make_agent: MakeAgent) -> N
         await_that(lambda: alive(agent), "a heartbeat")
     agent.stop()
     assert [path.name for path in directory.iterdir()] == ["a person's note"]
+
+
+def test_answered_beats_are_not_counted_as_lost_by_the_next_agent(make_agent: MakeAgent) -> None:
+    """Each is settled when it is taken out: after a SIGKILL the window of what may be lost holds none of them."""
+    agent = make_agent(heartbeat=BEAT)
+    with played(agent):
+        await_that(lambda: alive(agent), "a heartbeat")
+        agent.kill()
+    agent.start()
+    window = agent.status()["recovery"]["window"]
+    assert window is None or window["at_most"] == 0
