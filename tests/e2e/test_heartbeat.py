@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,7 +42,8 @@ def beat_alert(path: str | None, pid: int, offset_ns: int = 0, **fields: Any) ->
 class PlayedFalco:
     """Answers each new file in the beacon's directory while `answers` is true, `lag_s` later. `seen`: their paths."""
 
-    def __init__(self, agent: Agent, offset_ns: int) -> None:
+    def __init__(self, agent: Agent, offset_ns: int, feed: Path | None) -> None:
+        self.feed = feed
         self.seen: list[str] = []
         self.answers = True
         self.lag_s = 0.0
@@ -52,7 +54,7 @@ class PlayedFalco:
 
     def serve(self, ready: threading.Event) -> None:
         """Until `end`. The directory is watched before the agent makes its first file."""
-        with INotify() as watch, self._agent_socket() as send:
+        with INotify() as watch, self._way() as send:
             watch.add_watch(self.directory, flags.CREATE)
             ready.set()
             while not self._end.is_set():
@@ -65,10 +67,14 @@ class PlayedFalco:
                         send(line)
 
     @contextmanager
-    def _agent_socket(self) -> Iterator[Callable[[bytes], None]]:
-        sock = self._agent.connect()
-        with sock:
-            yield sock.sendall
+    def _way(self) -> Iterator[Callable[[bytes], object]]:
+        """The agent's socket, or the file that it follows."""
+        if self.feed is not None:
+            with self.feed.open("ab", buffering=0) as file:
+                yield file.write
+        else:
+            with self._agent.connect() as sock:
+                yield sock.sendall
 
     def end(self) -> None:
         """Have `serve` return."""
@@ -76,9 +82,9 @@ class PlayedFalco:
 
 
 @contextmanager
-def played(agent: Agent, offset_ns: int = 0) -> Iterator[PlayedFalco]:
+def played(agent: Agent, offset_ns: int = 0, feed: Path | None = None) -> Iterator[PlayedFalco]:
     """Falco, from now until the end of the block."""
-    falco = PlayedFalco(agent, offset_ns)
+    falco = PlayedFalco(agent, offset_ns, feed)
     falco.directory.mkdir(mode=0o700, exist_ok=True)
     ready = threading.Event()
     thread = threading.Thread(target=falco.serve, args=(ready,))
@@ -230,3 +236,21 @@ def test_answered_beats_are_not_counted_as_lost_by_the_next_agent(make_agent: Ma
     agent.start()
     window = agent.status()["recovery"]["window"]
     assert window is None or window["at_most"] == 0
+
+
+def test_beats_come_back_by_a_followed_file_too_and_tell_of_the_clock(make_agent: MakeAgent, tmp_path: Path) -> None:
+    """Other alerts of a file say nothing of a clock, for they may be old. Those of an earlier agent are no answers."""
+    feed = tmp_path / "events.json"
+    feed.touch()
+    agent = make_agent(KILL_ALL, heartbeat=BEAT, intake={"file": {"path": str(feed)}})
+    with played(agent, 2 * SECOND_NS, feed):
+        await_that(lambda: bool(agent.status()["clock"]["established"]), "a measured clock")
+        assert agent.status()["clock"]["offset_ms"] == pytest.approx(2000, abs=200)
+        agent.kill()
+    agent.start()
+    assert heartbeat(agent)["alive"] is None
+    with feed.open("ab") as file:
+        file.write(beat_alert(f"{agent.state_dir}/heartbeat/{'c' * 32}", agent.program.pid))
+    await_that(lambda: agent.samples().get('stoop_heartbeats_total{result="unknown"}', 0) >= 1, "an unknown beat")
+    assert heartbeat(agent)["alive"] is not True
+    assert agent.rows() == []
