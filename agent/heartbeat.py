@@ -106,6 +106,8 @@ class Heart:
             await self._toucher.touch(beat)
         except OSError as error:
             return error.strerror or str(error)
+        except RuntimeError as error:  # no thread to be had now (pthread_create(3))
+            return str(error)
         return ""
 
     # ------------------------------------------------------------ hearing

@@ -95,8 +95,10 @@ class Pacer:
             try:
                 await trio.to_thread.run_sync(self._child, theirs, limiter=self._one)
                 self.trouble = ""
-            except OSError as error:  # no process or memory to be had now (fork(2))
+            except (OSError, RuntimeError) as error:  # no process, thread or memory to be had now (fork(2))
                 self.trouble = str(error)
+            finally:
+                theirs.close()  # also when there was no thread: the reader waits for its end
 
     def _child(self, theirs: socket.socket) -> None:
         with theirs:

@@ -53,7 +53,7 @@ class Scene:
     def __init__(self, interval_s: int = 30) -> None:
         self.lag: float | None = 0.012
         self.offset_ns = 0
-        self.fault: OSError | None = None
+        self.fault: OSError | RuntimeError | None = None
         self.hangs = False
         self.prepared = 0
         self.touched: list[str] = []
@@ -168,6 +168,9 @@ async def test_a_file_system_that_fails_or_hangs_is_not_falcos_silence(
     await scene.run(nursery)
     await passes(300)
     assert (scene.alive, scene.heart.trouble) == (None, "No space left on device")
+    scene.fault = RuntimeError("can't start new thread")
+    await passes(40)
+    assert (scene.alive, scene.heart.trouble) == (None, "can't start new thread")
     scene.fault, scene.hangs = None, True
     await passes(40 + TOUCH_SECONDS)
     assert (scene.alive, scene.heart.trouble) == (None, "the file system does not answer")
