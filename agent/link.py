@@ -95,7 +95,7 @@ class Link:
             with theirs:
                 try:
                     process = await trio.to_thread.run_sync(_spawn, theirs.fileno())
-                except OSError as error:  # no process or memory to be had now (fork(2)): tried again after the pause
+                except (OSError, RuntimeError) as error:  # no process, thread or memory to be had now: tried again
                     self.trouble = str(error)
                     return
             self.trouble = ""
@@ -119,7 +119,10 @@ class Link:
                 self._forget_rest()
                 ours.close()
                 with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(_reap, process)
+                    try:
+                        await trio.to_thread.run_sync(_reap, process)
+                    except RuntimeError:  # no thread to be had: it is reaped with the next process that is started
+                        process.kill()
 
     def _forget_rest(self) -> None:
         """The rest of a frame means nothing to the next helper; whole frames wait for it."""
