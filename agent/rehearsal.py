@@ -17,6 +17,7 @@ from stoop.engine import Memory
 from stoop.holdings import Holdings, NoFiles
 from stoop.judge import Judge
 from stoop.metrics import Metrics
+from stoop.node import HostFacts, NodeHost
 from stoop.parts import Parts
 from stoop.record import Record
 from stoop.recorder import Recorder
@@ -25,7 +26,9 @@ from stoop.ring import Intent
 from stoop.rules import ActionForm, MatchForm, RuleForm, RuleSet
 from stoop.runs import Clocks
 from stoop.skew import Skew
-from stoop.spec import HostFacts, Mode, NodeHost
+from stoop.spec import (
+    Mode,
+)
 
 TURNS = 20
 """Some 10 ms in all. The interpreter specialises its code after a few turns (PEP 659)."""

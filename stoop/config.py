@@ -70,8 +70,9 @@ _MASK = "***"
 class ConfigErrors(ConfigError):
     """Several settings are wrong: one line each, all in `problems`."""
 
-    def __init__(self, problems: Sequence[ConfigError]) -> None:
+    def __init__(self, problems: Sequence[ConfigError], warnings: Sequence[str] = ()) -> None:
         self.problems = tuple(problems)
+        self.warnings = tuple(warnings)
         super().__init__("\n".join(str(problem) for problem in problems))
 
 
@@ -103,7 +104,7 @@ def load(
     _fill_defaults(resolved, environ, is_root=is_root, hostname=hostname, uid=uid)
     _check(resolved, findings)
     if findings.problems:
-        raise ConfigErrors(findings.problems)
+        raise ConfigErrors(findings.problems, findings.warnings)
     config: Config = _build(Config, "", resolved)
     return msgspec.structs.replace(
         config, origins=resolved.origins, warnings=tuple(findings.warnings), ignored=_ignored(raw)

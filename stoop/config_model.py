@@ -11,7 +11,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from stoop.spec import Mode
+from stoop.spec import (
+    Mode,
+)
 
 MAX_SOCKET_PATH = 107
 """Bytes: `sun_path` holds 108 with its final NUL (unix(7))."""

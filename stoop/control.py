@@ -29,7 +29,9 @@ from typing import Annotated, Any, Self
 import msgspec
 
 from stoop.errors import UserError
-from stoop.spec import Mode
+from stoop.spec import (
+    Mode,
+)
 
 MAX_REQUEST = 4096
 """The longest request line, in bytes: the longest rule name anyone wrote fits many times."""

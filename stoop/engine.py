@@ -94,6 +94,11 @@ class Memory:
             self._acts[act] = _Remembered(act, mono_ns, restored=True)
         self._evict()
 
+    def let_again(self, acts: Iterable[str]) -> None:
+        """These acts of an earlier life may be done after all."""
+        for act in acts:
+            self._acts.pop(act, None)
+
     def repeat(self, act: str, key: tuple[str, str, int] | None, mono_ns: int) -> Repeat | None:
         """Whether this act was seen before; None when it is new. `key` is None while the target is not known."""
         known = self._acts.get(act)

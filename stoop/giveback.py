@@ -16,9 +16,14 @@ import trio
 from stoop.errors import ActFailed, TargetError, TargetGone
 from stoop.holdings import Holdings, Say
 from stoop.holds import Hold
+from stoop.node import NodeHost
 from stoop.recorder import Recorder
 from stoop.runs import Clocks
-from stoop.spec import Catalogue, NodeHost, Outcome, Verdict
+from stoop.spec import (
+    Catalogue,
+    Outcome,
+    Verdict,
+)
 
 UNDO_SECONDS = 10.0
 """What one undo gets: a control file takes µs, a transaction of nftables some ms."""
@@ -71,6 +76,7 @@ class GiveBack:
         self._undoing: dict[str, trio.Event] = {}
         self._troubles: dict[str, _Trouble] = {}
         self._drifts: dict[str, str] = {}
+        self._looking = False
         self._changed = trio.Event()
         self._soon: list[tuple[Hold, str]] = []
         self._limit: trio.CapacityLimiter | None = None
@@ -104,7 +110,7 @@ class GiveBack:
                 for hold in self._holdings.table.expiring(self._clocks.mono_ns()):
                     self._tell_expiring(hold)
                 if trio.current_time() >= look:
-                    self._look()
+                    nursery.start_soon(self._look)
                     look = trio.current_time() + LOOK_SECONDS * random.uniform(0.9, 1.1)
                 with trio.move_on_after(self._pause_s(look - trio.current_time())):
                     await self._changed.wait()
@@ -237,24 +243,36 @@ class GiveBack:
         hint = f"`stoop extend {hold.run[:12]} --for 1h` keeps it"
         self._say("warning", "a hold is expiring", **fields, then=hold.then, hint=hint)
 
-    def _look(self) -> None:
-        """Whether what is held still is. Each change is said once."""
-        for hold in self._holdings.table:
-            drift = self._drift_of(hold)
-            if drift and drift != self._drifts.get(hold.act):
-                fields = {"act": hold.act, "action": hold.action, "target": hold.shown, "what": drift}
-                self._say("error", "somebody else changed what is held", **fields)
-            if drift:
-                self._drifts[hold.act] = drift
-            else:
-                self._drifts.pop(hold.act, None)
+    async def _look(self) -> None:
+        """Whether what is held still is, one after the other: there is no hurry. Each change is said once."""
+        if self._looking:
+            return
+        self._looking = True
+        try:
+            for hold in self._holdings.table:
+                drift = await self._drift_of(hold)
+                if self._holdings.table.get(hold.act) is not None and hold.act not in self._undoing:
+                    self._note_drift(hold, drift)
+        finally:
+            self._looking = False
 
-    def _drift_of(self, hold: Hold) -> str:
+    def _note_drift(self, hold: Hold, drift: str) -> None:
+        if drift and drift != self._drifts.get(hold.act):
+            fields = {"act": hold.act, "action": hold.action, "target": hold.shown, "what": drift}
+            self._say("error", "somebody else changed what is held", **fields)
+        if drift:
+            self._drifts[hold.act] = drift
+        else:
+            self._drifts.pop(hold.act, None)
+
+    async def _drift_of(self, hold: Hold) -> str:
         action = self._catalogue.actions.get(hold.actionner)
         if action is None or action.drift is None:
             return ""
         try:
-            return action.drift(self._host, hold.state)
+            with trio.move_on_after(UNDO_SECONDS):
+                return await action.drift(self._host, hold.state)
+            return f"it could not be looked at within {UNDO_SECONDS:g} s"
         except TargetGone as error:
             return f"it is gone: {error.reason}"
         except (TargetError, ActFailed) as error:

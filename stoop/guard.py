@@ -16,8 +16,8 @@ import msgspec
 
 from stoop.alert import Alert
 from stoop.errors import TargetRefused
+from stoop.node import ContainerFacts, HostFacts, ProcessFacts
 from stoop.skew import CLOCK_NOISE_NS, FALCO_POLL_NS, MAX_DRIFT_NS, Skew
-from stoop.spec import ContainerFacts, HostFacts, ProcessFacts
 
 PID_LIMIT = 4_194_304
 """The largest pid that Linux can give on 64-bit machines (PID_MAX_LIMIT, proc(5) pid_max)."""
@@ -25,9 +25,11 @@ PID_LIMIT = 4_194_304
 MINUTE_NS = 60_000_000_000
 
 MAX_LIMIT_KEYS = 10_000
-"""Rules × targets kept for the limits; the oldest goes first."""
+"""Rules, and targets of each, kept for the limits; the oldest goes first. A limit above it can't be tripped."""
 
 NO_TIME = "the alert carries no time, so its process can't be told from one that got the same pid later"
+NO_TIME_CONTAINER = "the alert carries no time, so it can't be told whether it is too old, or of before a restart"
+STARTED_AGAIN = "the container was started again after the event: what the alert is about has ended"
 ANOTHER = "pid {} was given anew: its process began after the event"
 TOO_CLOSE = "the process with pid {} began so close to the event that it may be another one"
 
@@ -176,7 +178,10 @@ class Policy(msgspec.Struct, frozen=True):
 
 
 def too_old(event_ns: int, now_ns: int, policy: Policy) -> str:
-    """Empty, or why this alert comes too late to act on, or from a time that has not come yet."""
+    """Empty, or why this alert comes too late to act on, or from a time that has not come yet.
+
+    `event_ns`: by our clock (`Skew.ours`); 0 for an alert without a time.
+    """
     age = now_ns - event_ns
     if not event_ns:
         return ""
@@ -208,14 +213,19 @@ def protects(facts: ProcessFacts, host: HostFacts, policy: Policy) -> str:
     return ""
 
 
+def other_pids(host: HostFacts, policy: Policy) -> str:
+    """Empty, or that a pid in an alert means another process here, or none."""
+    if host.pid_ns_is_root or policy.any_pid_namespace:
+        return ""
+    return (
+        "the agent does not see the pids that Falco numbers: it runs in a pid namespace of its own "
+        "(run it with hostPID, or set guard.pid_namespace: agent if Falco shares it)"
+    )
+
+
 def judge(said: Claims, facts: ProcessFacts, host: HostFacts, policy: Policy, *, allow_host: bool) -> str:
     """Empty, or why the act on this process is refused."""
-    if not host.pid_ns_is_root and not policy.any_pid_namespace:
-        return (
-            "the agent does not see the pids that Falco numbers: it runs in a pid namespace of its own "
-            "(run it with hostPID, or set guard.pid_namespace: agent if Falco shares it)"
-        )
-    reason = protects(facts, host, policy)
+    reason = other_pids(host, policy) or protects(facts, host, policy)
     if reason:
         return reason
     if not in_container(said, facts, host) and not allow_host:
@@ -246,7 +256,7 @@ class Limits:
 
     def __init__(self, policy: Policy, disarmed: Mapping[str, str]) -> None:
         self._policy = policy
-        self._touched: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._touched: OrderedDict[str, OrderedDict[str, int]] = OrderedDict()  # by rule and target: when, oldest first
         self.disarmed: dict[str, str] = dict(disarmed)
 
     def is_disarmed(self, rule: str) -> str:
@@ -255,33 +265,38 @@ class Limits:
 
     def admit(self, rule: str, target: str, mono_ns: int, *, disarm: bool = True) -> str:
         """Count a target about to be touched; "" or the reason why the rule is disarmed by it."""
-        self._forget(mono_ns)
-        for scope, most in ((rule, self._policy.max_targets), (ALL_RULES, self._policy.max_targets_total)):
-            known = {touched for name, touched in self._touched if name == scope}
-            if not most or target in known or len(known) < most:
+        limits = ((rule, self._policy.max_targets), (ALL_RULES, self._policy.max_targets_total))
+        counted = [(scope, most, self._known(scope, mono_ns)) for scope, most in limits if most]
+        for scope, most, known in counted:
+            if target in known or len(known) < most:
                 continue
             whose = "this rule" if scope == rule else "all rules together"
             reason = f"{whose} would touch more than {most} distinct targets in a minute"
             if disarm:
                 self.disarmed[scope] = reason
             return reason
-        for scope in (rule, ALL_RULES):
-            self._touched[scope, target] = mono_ns
-            self._touched.move_to_end((scope, target))
+        for _, _, known in counted:
+            known[target] = mono_ns
+            known.move_to_end(target)
         return ""
 
     def arm(self, rule: str) -> bool:
         """Arm a rule again (`*`: the limit over all rules); False when it was not disarmed."""
-        for key in [key for key in self._touched if rule in (ALL_RULES, key[0]) or key[0] == ALL_RULES]:
-            del self._touched[key]
+        if rule == ALL_RULES:
+            self._touched.clear()
+        for scope in (rule, ALL_RULES):
+            self._touched.pop(scope, None)
         return self.disarmed.pop(rule, None) is not None
 
-    def _forget(self, mono_ns: int) -> None:
-        while self._touched:
-            key, at = next(iter(self._touched.items()))
-            if mono_ns - at <= MINUTE_NS and len(self._touched) < MAX_LIMIT_KEYS:
-                return
-            del self._touched[key]
+    def _known(self, scope: str, mono_ns: int) -> OrderedDict[str, int]:
+        """What a rule touched within the last minute."""
+        known = self._touched.setdefault(scope, OrderedDict())
+        self._touched.move_to_end(scope)
+        if len(self._touched) > MAX_LIMIT_KEYS:
+            self._touched.popitem(last=False)
+        while known and (mono_ns - next(iter(known.values())) > MINUTE_NS or len(known) >= MAX_LIMIT_KEYS):
+            known.popitem(last=False)
+        return known
 
 
 def target_key(facts: ProcessFacts) -> str:
@@ -289,10 +304,8 @@ def target_key(facts: ProcessFacts) -> str:
     return facts.container_id or facts.exe or facts.comm
 
 
-def judge_container(said: Claims, container: ContainerFacts, host: HostFacts, policy: Policy) -> str:
-    """Empty, or why an act on this whole container is refused."""
-    if not container.members:
-        return "the container has no process left"
+def protects_container(container: ContainerFacts, host: HostFacts) -> str:
+    """Empty, or why this container must never be touched as a whole, whoever asks."""
     own = host.own_pids.intersection(container.members)
     if own:
         return "it is the agent's own container"
@@ -300,7 +313,14 @@ def judge_container(said: Claims, container: ContainerFacts, host: HostFacts, po
     is_falcos = any(directory.endswith(path) for directory in directories for path in host.falco_cgroups)
     if is_falcos or host.falco_pids.intersection(container.members):
         return "it is Falco's container"
-    return protected_namespace(said, policy)
+    return ""
+
+
+def judge_container(said: Claims, container: ContainerFacts, host: HostFacts, policy: Policy) -> str:
+    """Empty, or why an act on this whole container is refused."""
+    if not container.members:
+        return "the container has no process left"
+    return protects_container(container, host) or protected_namespace(said, policy)
 
 
 class Guard(msgspec.Struct, frozen=True):

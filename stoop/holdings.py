@@ -10,7 +10,11 @@ import msgspec
 from stoop.errors import ActFailed, TargetError, TargetGone
 from stoop.holds import MAX_HOLDS, Hold, Table, lasts_longer, until
 from stoop.runs import Clocks, Ready, Run
-from stoop.spec import Outcome, Reversal, Verdict
+from stoop.spec import (
+    Outcome,
+    Reversal,
+    Verdict,
+)
 
 NOT_KEPT = "a hold is in memory only: it would not be given back after a restart"
 

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from stoop.engine import Memory
 from stoop.holdings import Holdings
 from stoop.judge import Judge
+from stoop.node import NodeHost
 from stoop.recorder import Recorder
 from stoop.runs import Clocks
-from stoop.spec import Mode, NodeHost
+from stoop.spec import (
+    Mode,
+)
 
 
 @dataclass(frozen=True, slots=True)

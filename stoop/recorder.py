@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
+
+import msgspec
 
 from stoop.engine import Repeat, act_id, undo_id
 from stoop.holds import Hold
@@ -11,7 +13,11 @@ from stoop.metrics import Metrics
 from stoop.record import Record, Timing
 from stoop.ring import Intent
 from stoop.runs import Ready, Run, When
-from stoop.spec import Mode, Outcome, Verdict
+from stoop.spec import (
+    Mode,
+    Outcome,
+    Verdict,
+)
 
 
 class Ledger(Protocol):
@@ -63,6 +69,11 @@ class Recorder:
         self.metrics = metrics
         self._mode = mode
         self._sinks = sinks
+        self._again: dict[str, Record] = {}
+
+    def expect_again(self, records: Iterable[Record]) -> None:
+        """These acts are recorded already, as failed: what comes of them now amends that."""
+        self._again.update((record.act, record) for record in records)
 
     def took(self, kind: str, count: int, delays_ns: Sequence[int]) -> None:
         """So many alerts came in this way, so long after their events."""
@@ -98,7 +109,11 @@ class Recorder:
         self, run: Run, index: int, outcome: Outcome, *, slot: int = -1, when: When = NEVER, amends: bool = False
     ) -> None:
         """One act of this run ended so."""
-        self._send(self._record(run, index, act_id(run.id, index), outcome, when, amends), slot)
+        record = self._record(run, index, act_id(run.id, index), outcome, when, amends)
+        if self._again and (before := self._again.pop(record.act, None)) is not None:
+            # Whom it was about is kept: one that has exited since can't be looked at any more.
+            record = msgspec.structs.replace(record, amends=True, target={**before.target, **record.target})
+        self._send(record, slot)
 
     def repeated(self, run: Run, repeat: Repeat) -> None:
         """An act was asked for again: the first time is recorded, later ones are a count."""

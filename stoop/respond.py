@@ -9,20 +9,24 @@ an act that was given up turns out to have worked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import trio
 
-from stoop.alert import Alert, alert_id
+from stoop.alert import Alert
 from stoop.backlog import INLINE_RUNS, TURN_RUNS, Backlog
 from stoop.engine import act_id, run_id, should_continue
 from stoop.errors import ActFailed
 from stoop.lanes import Lanes
 from stoop.parts import Parts
-from stoop.rules import Hit, Rule, RuleSet
-from stoop.runs import Batch, Doing, Matched, Ready, Run, When
-from stoop.spec import Begun, Outcome, Verdict
+from stoop.rules import RuleSet
+from stoop.runs import Batch, Doing, Matched, Ready, Run, When, match
+from stoop.spec import (
+    Begun,
+    Outcome,
+    Verdict,
+)
 from stoop.subject import Seen, Subject
 
 AMEND_SECONDS = 600.0
@@ -102,7 +106,7 @@ class Responder:
                     skew.sample(received_ns - event_ns, received_ns)
             rules = route(alert)
             if rules:
-                matched = self._match(alert, rules, received_ns, batch)
+                matched = match(alert, rules, parts.node, received_ns, batch)
                 if matched is not None:
                     found.append(matched)
         parts.recorder.ledger.settled(len(alerts) - len(found), received_ns)
@@ -114,20 +118,6 @@ class Responder:
         parts.recorder.took(kind, len(alerts), delays)
         if batch is not None:
             batch.leave()
-
-    def _match(self, alert: Alert, rules: Sequence[Rule], received_ns: int, batch: Batch | None) -> Matched | None:
-        hits: list[tuple[Rule, Hit]] = []
-        for rule in rules:
-            hit = rule.test(alert, None)
-            if hit.possible:
-                hits.append((rule, hit))
-                if hit.certain and not rule.form.continue_:
-                    break
-        if not hits:
-            return None
-        if batch is not None:
-            batch.enter()
-        return Matched(alert, alert_id(alert, self._parts.node), hits, received_ns, batch)
 
     def _take_turns(self, found: list[Matched]) -> None:
         """Several came together: each waits its turn, which may be now."""
@@ -251,8 +241,13 @@ class Responder:
         mono_ns = parts.clocks.mono_ns()
         if self._repeated(run, act, key, mono_ns):
             return False
-        parts.memory.remember(act, key, mono_ns)
         judged: Ready | Outcome = parts.judge.allow(run, ready, mono_ns, parts.mode()) or ready
+        if isinstance(judged, Outcome) and judged.verdict is Verdict.REFUSED:
+            # The next alert may prove what this one could not: only the same refusal again is a repeat.
+            key = (run.rule.form.rule, f"{ready.target} {judged.reason}", run.index)
+            if self._repeated(run, act, key, mono_ns):
+                return False
+        parts.memory.remember(act, key, mono_ns)
         if isinstance(judged, Ready) and ready.action.plan is not None:
             judged = parts.holdings.take(run, ready, act)
         decided_ns = parts.clocks.now_ns()
@@ -315,7 +310,7 @@ class Responder:
     def _done(self, run: Run, doing: Doing, outcome: Outcome, *, amends: bool = False) -> None:
         """An act that was begun ended so."""
         now_ns, ready = self._parts.clocks.now_ns(), doing.ready
-        if not doing.begun.acted and ready.hold:
+        if ready.hold and (not doing.begun.acted or outcome.verdict is Verdict.SKIPPED):
             outcome = self._parts.holdings.ended(ready, act_id(run.id, doing.index), outcome)
         if outcome.verdict is Verdict.FAILED:
             self._parts.memory.forget(doing.key)

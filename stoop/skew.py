@@ -1,4 +1,4 @@
-"""How far Falco's clock is from ours: from the delays of its alerts, or measured by a heartbeat. Pure."""
+"""How far Falco's clock is from ours, from how late its alerts come, or measured by a heartbeat. Pure."""
 
 from __future__ import annotations
 
@@ -28,6 +28,12 @@ SKEW_WINDOW = 64
 WIDEST_NS = 500_000
 """A heartbeat's own open takes some 50 µs; one that was interrupted for longer than this measures too coarsely."""
 
+STEP_NS = 5_000_000
+"""What CLOCK_REALTIME jumps less than is no step: NTP slews that much (and then CLOCK_BOOTTIME with it)."""
+
+STEPS_KEPT = 4
+"""Clocks of before a step that Falco may still go by: it is restarted now and then, and clocks are seldom stepped."""
+
 
 class Skew:
     """How far Falco's clock is from ours, from the delays of its alerts.
@@ -36,6 +42,9 @@ class Skew:
     each adjustment (reference/falco.md). `delay = received - event time = drift + latency`, and latency is never
     negative: the least delay seen is an upper bound of the drift. Only alerts of this node's kernel that came at once
     may be sampled: not those of a plugin's source, nor those read from a file.
+
+    After a step of this machine's clock Falco goes on by the old one until it is restarted. How far that is off is
+    known: a lag that fits it is believed, however long it is.
 
     A heartbeat knows when its event happened, so no latency is in what it measures: that counts, as long as it is fresh
     and no delay contradicts it.
@@ -46,6 +55,8 @@ class Skew:
         self._least = 0
         self._last_ns = 0
         self._offset_ns: int | None = None
+        self._offsets_before: deque[int] = deque(maxlen=STEPS_KEPT)
+        self._stepped_ns: tuple[int, ...] = ()
         self._measured: tuple[int, int] | None = None
         self.steps = 0
 
@@ -55,7 +66,9 @@ class Skew:
         if measured is not None and -MAX_DRIFT_NS <= delay_ns < measured[0] - CLOCK_NOISE_NS:
             self._measured = None  # before its event by what was measured: Falco has been restarted since
         spaced = abs(at_ns - self._last_ns) >= SPACING_NS
-        if (not spaced and delay_ns >= self._least) or delay_ns < -MAX_DRIFT_NS:
+        if not spaced and delay_ns >= self._least:
+            return
+        if delay_ns < -MAX_DRIFT_NS and not self._step(delay_ns):
             return
         delays = self._delays
         if not spaced and delays:
@@ -68,9 +81,10 @@ class Skew:
     def measure(self, low_ns: int, high_ns: int) -> bool:
         """The drift lies between these two, as a heartbeat's own event shows. Whether it was taken.
 
-        It is proven, yet not believed beyond MAX_DRIFT_NS: such a Falco has to be restarted.
+        It is proven, yet not believed beyond MAX_DRIFT_NS unless a step explains it: such a Falco has to be restarted.
         """
-        taken = 0 <= high_ns - low_ns <= WIDEST_NS and low_ns >= -MAX_DRIFT_NS and high_ns <= MAX_DRIFT_NS
+        short = low_ns >= -MAX_DRIFT_NS and high_ns <= MAX_DRIFT_NS
+        taken = 0 <= high_ns - low_ns <= WIDEST_NS and (short or self._step(high_ns) != 0)
         if taken:
             self._measured = (low_ns, high_ns)
         return taken
@@ -79,16 +93,31 @@ class Skew:
         """The heartbeat is silent: Falco may not be the one any more that was measured."""
         self._measured = None
 
-    def clock(self, realtime_minus_boottime_ns: int, tolerance_ns: int = 5_000_000) -> bool:
+    def clock(self, realtime_minus_boottime_ns: int) -> bool:
         """Notice a step of this machine's clock: True when it jumped since the last look. Delays start anew then."""
         last = self._offset_ns
-        self._offset_ns = realtime_minus_boottime_ns
-        if last is None or abs(realtime_minus_boottime_ns - last) <= tolerance_ns:
+        self._offset_ns = now = realtime_minus_boottime_ns
+        if last is None or abs(now - last) <= STEP_NS:
             return False
         self.steps += 1
+        self._offsets_before.append(last)
+        self._stepped_ns = tuple(now - before for before in self._offsets_before if abs(now - before) > STEP_NS)
         self._delays.clear()
+        self._least = self._last_ns = 0
         self._measured = None
         return True
+
+    def _step(self, delay_ns: int) -> int:
+        """The step that such a delay fits: of an alert by the clock of before it. 0: none.
+
+        One from the future is by that clock, however late it came. One that is late may be a backlog: it must have
+        come at once.
+        """
+        for by_ns in self._stepped_ns:
+            latest_ns = FALCO_POLL_NS if by_ns > 0 else MAX_DRIFT_NS
+            if -STEP_NS <= delay_ns - by_ns <= latest_ns and (delay_ns < 0) == (by_ns < 0):
+                return by_ns
+        return 0
 
     @property
     def established(self) -> bool:
@@ -97,10 +126,14 @@ class Skew:
 
     @property
     def lag_ns(self) -> int:
-        """The lag that is believed: the least delay when it is established and not too long, and any negative one."""
-        if not self._delays or self._least < 0:
-            return self._least if self._delays else 0
-        return self._least if self.established and self._least <= MAX_DRIFT_NS else 0
+        """The lag that is believed: a step's that fits, any negative one, an established one that is not too long."""
+        if not self._delays:
+            return 0
+        least = self._least
+        step = self._step(least)
+        if step or least < 0:
+            return min(least, step)
+        return least if len(self._delays) >= ESTABLISHED and least <= MAX_DRIFT_NS else 0
 
     @property
     def drift_ns(self) -> int:
@@ -114,6 +147,13 @@ class Skew:
             return high if low > 0 or high < 0 else 0
         lag = self.lag_ns
         return lag if lag < 0 or lag > FALCO_POLL_NS else 0
+
+    def ours(self, event_ns: int) -> int:
+        """When an event that Falco stamped so happened, by our clock, for its age.
+
+        Corrected by a step that was seen, never by a lag that is only estimated: a backlog can look like one.
+        """
+        return event_ns + (self._step(self._least) if self._delays else 0)
 
     def bounds(self, event_ns: int) -> tuple[int, int]:
         """(earliest, latest) instant of our clock at which an event that Falco stamped so may have happened."""

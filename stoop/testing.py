@@ -22,14 +22,20 @@ from stoop.holdings import Holdings
 from stoop.holds import Hold
 from stoop.judge import Judge
 from stoop.metrics import Metrics
+from stoop.node import ContainerFacts, HostFacts, ProcessFacts
 from stoop.parts import Parts
+from stoop.pods import NOTHING, NamespaceFacts, PodFacts, Source, Told
 from stoop.record import Record
 from stoop.recorder import Recorder
 from stoop.respond import Responder
 from stoop.ring import Intent
 from stoop.rules import RuleForm, RuleSet
 from stoop.skew import Skew
-from stoop.spec import Action, Catalogue, ContainerFacts, HostFacts, Mode, ProcessFacts
+from stoop.spec import (
+    Action,
+    Catalogue,
+    Mode,
+)
 
 SECOND_NS = 1_000_000_000
 
@@ -155,6 +161,7 @@ class FakeHost:
         self.open_holds = 0
         self.frozen: list[tuple[str, bool]] = []
         self.controls: dict[tuple[str, str, str], str] = {}
+        self.pods: dict[str, PodFacts] = {}
 
     def add(self, pid: int, **changes: Any) -> FakeProcess:
         """One more process, by itself an old one of the host."""
@@ -229,6 +236,31 @@ class FakeHost:
             members=tuple(facts.pid for facts in found),
         )
 
+    def pod_of(self, container_id: str, pod_uid: str) -> PodFacts:
+        """What `pods` holds, else what its cgroup says."""
+        uid = Told(pod_uid, Source.CGROUP) if pod_uid else NOTHING
+        return self.pods.get(container_id, PodFacts(container_id, uid=uid, in_pod=bool(pod_uid) or None, why="unknown"))
+
+    def namespaces_of(self, container: ContainerFacts, process: ProcessFacts | None = None) -> NamespaceFacts:
+        """Those of every container here."""
+        if not self.container_members(container):
+            raise TargetGone("the first process of the container has ended")
+        inside, outside = CONTAINER_NAMESPACE, HOST_NAMESPACE
+        return NamespaceFacts(
+            container_id=container.container_id,
+            init_pid=container.init_pid,
+            holder_pid=container.init_pid,
+            sandbox_id=self.pod_of(container.container_id, container.pod_uid).sandbox_id,
+            net=inside,
+            pid=inside,
+            mnt=inside,
+            pod_net=inside,
+            host_net=outside,
+            host_pid=outside,
+            host_mnt=outside,
+            elsewhere=("mnt",) if process is not None and process.mnt_ns != inside else (),
+        )
+
     def container_members(self, container: ContainerFacts) -> tuple[int, ...]:
         """Those that live."""
         return tuple(pid for pid, process in self._living() if process.facts.container_id == container.container_id)
@@ -247,6 +279,10 @@ class FakeHost:
     def is_frozen(self, container: ContainerFacts) -> bool:
         """As it was left."""
         return dict(self.frozen).get(container.container_id, False)
+
+    def holds_signals(self, container: ContainerFacts) -> bool:
+        """It is v2 here."""
+        return False
 
     def has_control(self, container: ContainerFacts, controller: str, file: str) -> bool:
         """As `controls` says."""

@@ -10,7 +10,9 @@ import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from stoop.spec import ParameterFault
+from stoop.spec import (
+    ParameterFault,
+)
 from stoop.units import parse_duration
 
 # An int64 as Go's strconv.ParseInt takes it with base 10: a sign is fine; blanks, underscores and other scripts' digits

@@ -13,13 +13,13 @@ from stoop.actions.container import freeze
 from stoop.engine import undo_id
 from stoop.errors import ActFailed, TargetGone
 from stoop.giveback import LOOK_SECONDS, RETRY_SECONDS, UNDO_SECONDS
+from stoop.node import NodeHost
 from stoop.rules import ActionForm, MatchForm, RuleForm
 from stoop.spec import (
     ActContext,
     Action,
     ActionSpec,
     Begun,
-    NodeHost,
     Outcome,
     Reach,
     Reversal,
@@ -82,7 +82,7 @@ class Lamp:
             raise answer
         return answer
 
-    def drift(self, host: NodeHost, state: dict[str, Any]) -> str:
+    async def drift(self, host: NodeHost, state: dict[str, Any]) -> str:
         """What a test says."""
         return self.drifts
 

@@ -11,8 +11,9 @@ import pytest
 from stoop import guard
 from stoop.alert import Alert, decode
 from stoop.errors import TargetRefused
-from stoop.skew import ESTABLISHED, SPACING_NS, Skew
-from stoop.spec import ContainerFacts, HostFacts, ProcessFacts
+from stoop.node import ContainerFacts, HostFacts, ProcessFacts
+from stoop.skew import ESTABLISHED, Skew
+from tests.test_skew import skewed
 
 SECOND = 1_000_000_000
 NOW = 1_800_000_000 * SECOND
@@ -62,13 +63,6 @@ POLICY = guard.Policy(
     max_targets_total=8,
     any_pid_namespace=False,
 )
-
-
-def skewed(*delays_ns: int) -> Skew:
-    skew = Skew()
-    for number, delay in enumerate(delays_ns, 1):
-        skew.sample(delay, number * SPACING_NS)
-    return skew
 
 
 class TestTargetPid:
@@ -304,3 +298,11 @@ class TestLimits:
     def test_zero_is_no_limit(self) -> None:
         limits = guard.Limits(msgspec.structs.replace(POLICY, max_targets=0, max_targets_total=0), {})
         assert all(limits.admit("R", f"t{number}", 0) == "" for number in range(100))
+
+    def test_a_rule_of_which_nothing_is_counted_does_not_push_out_what_is(self) -> None:
+        limits = guard.Limits(msgspec.structs.replace(POLICY, max_targets_total=0), {})
+        for number in range(5):
+            limits.admit("R", f"t{number}", 0)
+        for number in range(guard.MAX_LIMIT_KEYS):
+            limits.admit(f"R{number % 3000}", f"t{number}", 1)
+        assert "more than 5" in limits.admit("R", "t5", 2)

@@ -170,23 +170,39 @@ def _existing(mount: str, path: str) -> str:
 
 def _find_below(mount: str, container_id: str) -> Found | None:
     found: Found | None = None
-    for path, place in _walk(mount):
+    for path, place in walk(mount) if mount else ():
         # Deeper than the container's own directory: the container's business.
         if place.directory != path or not place.container_id.startswith(container_id):
             continue
         if found is not None:
-            raise TargetRefused(f"two cgroups are container {container_id[:12]}: {found.directory}, {mount}{path}")
+            raise two(found, mount + path)
         found = Found(mount + path, place.container_id, place.pod_uid)
     return found
 
 
-def _walk(mount: str) -> Iterator[tuple[str, Place]]:
-    """(path below the mount, what it tells) of every directory, within bounds."""
-    waiting = [("", 0)] if mount else []
+def two(found: Found, other: str) -> TargetRefused:
+    """The refusal of a container that has two directories: which one it is can't be proven."""
+    return TargetRefused(f"two cgroups are container {found.container_id[:12]}: {found.directory}, {other}")
+
+
+def goes_on_below(place: Place) -> bool:
+    """Whether another container may lie below: not below one of a pod, where the outermost id counts. One that is in
+    no pod may be a node itself (kind)."""
+    return not (place.directory and place.pod_uid)
+
+
+def walk(mount: str, top: str = "") -> Iterator[tuple[str, Place]]:
+    """(path below the mount, what it tells) of `top` and every directory below it that may hold containers.
+
+    Each is given before it is listed. Raises TargetRefused beyond MAX_DIRECTORIES.
+    """
+    waiting = [(top, 0)]
     inside: Counter[str] = Counter()
     for path, depth in waiting:  # grows while it is walked
         place = locate(path)
         yield path, place
+        if not goes_on_below(place):
+            continue
         if place.directory and place.directory != path:
             inside[place.directory] += 1
         if depth < MAX_DEPTH and inside[place.directory] <= MAX_INSIDE:

@@ -12,7 +12,7 @@ import trio
 
 from agent.node.procfs import Procfs
 from stoop.errors import ActFailed, TargetGone, TargetRefused
-from stoop.spec import ProcessFacts
+from stoop.node import ProcessFacts
 
 
 class LinuxHeld:

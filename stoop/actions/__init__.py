@@ -24,7 +24,9 @@ from stoop.actions.kubernetes import tcpdump as kubernetes_tcpdump
 from stoop.actions.kubernetes import terminate as kubernetes_terminate
 from stoop.actions.process import kill as process_kill
 from stoop.actions.process import suspend as process_suspend
-from stoop.spec import Action
+from stoop.spec import (
+    Action,
+)
 
 ACTIONS: tuple[Action, ...] = (
     process_kill.ACTION,

@@ -8,7 +8,9 @@ from typing import Annotated
 from msgspec import Meta
 
 from stoop import values
-from stoop.spec import ParameterFault
+from stoop.spec import (
+    ParameterFault,
+)
 from stoop.units import parse_duration
 
 DEFAULT_TTL = "1h"

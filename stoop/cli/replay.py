@@ -20,7 +20,9 @@ from stoop.guard import Claims, Guard, Limits, Policy, claims
 from stoop.holdings import Holdings, NoFiles
 from stoop.judge import Judge
 from stoop.metrics import Metrics
+from stoop.node import ContainerFacts, HeldProcess, HostFacts, NodeHost, ProcessFacts
 from stoop.parts import Parts
+from stoop.pods import PodFacts
 from stoop.record import Record
 from stoop.recorder import Recorder
 from stoop.respond import Responder
@@ -31,13 +33,8 @@ from stoop.spec import (
     ActContext,
     Action,
     Catalogue,
-    ContainerFacts,
-    HeldProcess,
-    HostFacts,
     Mode,
-    NodeHost,
     Outcome,
-    ProcessFacts,
     Verdict,
 )
 
@@ -273,6 +270,10 @@ class ClaimedNode:
             init_pid=said.pid,
             members=(said.pid,),
         )
+
+    def pod_of(self, container_id: str, pod_uid: str) -> PodFacts:
+        """What the alert claims is all there is."""
+        return PodFacts(container_id)
 
 
 class _Claimed:

@@ -25,6 +25,8 @@ def findings(status: Mapping[str, Any]) -> list[str]:
 def _findings(status: Mapping[str, Any]) -> Iterator[str]:
     if status.get("ready") is False:
         yield "not ready: rules or an intake are missing"
+    for name, reason in _part(status, "out_of_reach").items():
+        yield f"intake {name} can't be reached: {reason}"
     mode = status.get("mode")
     if mode in ("off", "observe"):
         yield f"mode is {mode}: nothing is done (`stoop mode enforce`)"

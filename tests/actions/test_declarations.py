@@ -15,7 +15,15 @@ import stoop.actions
 from stoop.actions import ACTIONS
 from stoop.catalogue import CATALOGUE, build
 from stoop.rules import load
-from stoop.spec import Action, ActionSpec, NoParameters, OutputUse, Reach, Scope, TargetKind
+from stoop.spec import (
+    Action,
+    ActionSpec,
+    NoParameters,
+    OutputUse,
+    Reach,
+    Scope,
+    TargetKind,
+)
 
 REQUIRED = object()
 
@@ -318,7 +326,7 @@ def test_only_what_takes_something_away_for_good_destroys() -> None:
         (
             "container:limit",
             {"cpu": "much", "pids": -1, "memory": "0", "io": "1 parsec"},
-            [("param-value", "cpu"), ("param-value", "io"), ("param-value", "memory"), ("param-value", "pids")],
+            [("param-value", "pids"), ("param-value", "cpu"), ("param-value", "memory"), ("param-value", "io")],
         ),
         ("kubernetes:drain", {"min_healthy_replicas": "-1"}, [("param-value", "min_healthy_replicas")]),
         ("kubernetes:drain", {"max_wait_period": -1}, []),

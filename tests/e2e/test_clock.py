@@ -60,6 +60,16 @@ def test_what_is_older_than_the_configured_age_expires(
     assert lives(bystander)
 
 
+def test_when_all_alerts_are_old_each_of_them_expires(make_agent: MakeAgent, spawn: Spawn) -> None:
+    """However many there are, their age is not taken for Falco's clock."""
+    agent = make_agent()
+    bystander = spawn("sleep", "1000")
+    old_ns = time.time_ns() - 10 * 365 * 86400 * SECOND_NS
+    agent.send(*(told(bystander.pid, old_ns + number * SECOND_NS) for number in range(2 * ESTABLISHED)))
+    assert {row["outcome"] for row in agent.records(2 * ESTABLISHED)} == {"expired"}
+    assert lives(bystander)
+
+
 def test_without_an_age_an_old_alert_is_judged_by_whom_it_means(make_agent: MakeAgent, spawn: Spawn) -> None:
     agent = make_agent(guard={"max_alert_age": "0s"})
     row = answer(agent, told(spawn("sleep", "1000").pid, time.time_ns() - 3600 * SECOND_NS))

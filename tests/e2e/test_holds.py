@@ -131,14 +131,17 @@ def test_sigkill_and_a_new_agent_gives_back_on_time(
     kind: str, make_agent: MakeAgent, make_box: MakeBox, spawn: Spawn
 ) -> None:
     box, inside = boxed(make_box, spawn, kind)
-    agent = make_agent(holding("container:freeze", ttl="2500ms"))
+    agent = make_agent(holding("container:freeze", ttl="1h"))
     record = hold(agent, inside)
     agent.kill()
     assert box.is_frozen()
-    offline = agent.stoop("active", "--json")
-    assert json.loads(offline.stdout)["run"] == record["run"]
+    offline = json.loads(agent.stoop("active", "--json").stdout)
     agent.start()
-    assert "what the last agent held is still held" in agent.said()
+    await_that(lambda: "what the last agent held is still held" in agent.said(), "it is said")
+    (held,) = active(agent)
+    assert (held["run"], held["until_ns"]) == (record["run"], offline["until_ns"])
+    assert held["left_s"] < offline["left_s"]
+    assert agent.stoop("extend", record["run"], "--for", "300ms").returncode == 0
     await_that(lambda: bool(ended(agent)), "it is given back")
     assert runs(inside)
     assert [row["outcome"] for row in ended(agent)] == ["done"]
@@ -204,7 +207,7 @@ def test_a_broken_file_is_told_and_hurts_no_good_neighbour(
     (agent.state_dir / "held" / f"{'f' * 32}.json").write_text("{")
     (agent.state_dir / "held" / f"{'9' * 32}.new").write_text("{")
     agent.start()
-    assert "a hold can't be read" in agent.said()
+    await_that(lambda: "a hold can't be read" in agent.said(), "it is told")
     assert len(active(agent)) == 1
     assert agent.stoop("undo", "--all").returncode == 0
     assert runs(inside)
@@ -349,3 +352,44 @@ def test_a_wrong_word_is_one_clear_line(words: tuple[str, ...], said: str, make_
     assert (answer.returncode, answer.stdout) == (2, "")
     assert said in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+# ---------------------------------------------------------------- together with others
+
+FREEZE_THEN = """
+- rule: Freeze, then kill
+  match: {{rules: [Terminal shell in container]}}
+  actions:
+  - {{action: Freeze it, actionner: "container:freeze"}}
+  - {{action: Kill it, actionner: "{kill}"}}
+"""
+
+
+@EACH_KIND
+@pytest.mark.parametrize("kill", ["process:kill", "container:kill"])
+def test_what_is_frozen_can_be_killed(
+    kill: str, kind: str, make_agent: MakeAgent, make_box: MakeBox, spawn: Spawn
+) -> None:
+    box, inside = boxed(make_box, spawn, kind)
+    other = spawn("cat", preexec_fn=box.enter)
+    say(other, "begun")
+    assert line(other) == "begun"
+    agent = make_agent(FREEZE_THEN.format(kill=kill))
+    agent.send(alert(inside.pid, {"container.id": ""}))
+    assert was_killed(inside)
+    rows = agent.records(2)
+    assert [(row["actionner"], row["outcome"]) for row in rows] == [("container:freeze", "done"), (kill, "done")]
+    if kill == "process:kill":
+        assert box.is_frozen()
+        assert agent.stoop("undo", "--all").returncode == 0
+        assert runs(other)
+    else:
+        assert was_killed(other)
+
+
+def test_limits_come_and_go_through_the_whole_agent(make_agent: MakeAgent, make_box: MakeBox, spawn: Spawn) -> None:
+    _, inside = boxed(make_box, spawn, "v1")
+    agent = make_agent(holding("container:limit", memory="64MiB"))
+    record = hold(agent, inside)
+    assert (record["outcome"], active(agent)) == ("refused", [])
+    assert "leave memory out" in record["reason"]

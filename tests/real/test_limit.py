@@ -16,8 +16,21 @@ from agent.node.disks import block_devices
 from agent.node.host import LinuxHost
 from stoop.actions.container import limit
 from stoop.errors import ActFailed, TargetGone
-from stoop.spec import ActContext, Begun, ContainerFacts, Outcome, Reversal, Verdict
+from stoop.node import ContainerFacts
+from stoop.spec import (
+    ActContext,
+    Begun,
+    Outcome,
+    Reversal,
+    Verdict,
+)
 from tests.real.conftest import CGROUP_ROOT, PATIENCE_S, Box, MakeBox, Process, Spawn, await_that, line, say, v1_mount
+
+
+def nobody(facts: object) -> str:
+    """Nothing is protected here."""
+    return ""
+
 
 CONTROLLERS = ("cpu", "pids", "blkio")
 
@@ -29,7 +42,9 @@ needs_v1 = pytest.mark.skipif(
 
 def context(host: LinuxHost, container: ContainerFacts, **parameters: Any) -> ActContext:
     params = msgspec.convert(parameters, limit.LimitParameters)
-    return ActContext(host=host, params=params, process=None, container=container, protects=lambda facts: "")
+    return ActContext(
+        host=host, params=params, process=None, container=container, protects=nobody, protects_container=nobody
+    )
 
 
 async def limited(host: LinuxHost, container: ContainerFacts, **parameters: Any) -> tuple[Outcome, Reversal]:
@@ -77,7 +92,7 @@ class TestV1:
         assert outcome.details["limits"]["cpu.cfs_quota_us"] == ["-1", "10000"]
         device = block_devices()[0]
         assert outcome.details["limits"][f"blkio.throttle.read_bps_device {device}"] == ["0", "1048576"]
-        assert limit.drift(host, reversal.state) == ""
+        assert await limit.drift(host, reversal.state) == ""
         undone = await limit.undo(host, reversal.state)
         assert (undone.verdict, "pids.max max" in undone.reason) == (Verdict.DONE, True)
         assert host.read_control(container, "pids", "pids.max").strip() == "max"
@@ -97,7 +112,7 @@ class TestV1:
         container = host.find_container(box.container_id)
         _, reversal = await limited(host, container, pids=10, cpu="10%")
         host.write_control(container, "pids", "pids.max", "20")
-        assert limit.drift(host, reversal.state) == "pids.max is 20, not 10"
+        assert await limit.drift(host, reversal.state) == "pids.max is 20, not 10"
         undone = await limit.undo(host, reversal.state)
         assert (undone.verdict, "pids.max is 20" in undone.reason) == (Verdict.DONE, True)
         assert host.read_control(container, "pids", "pids.max").strip() == "20"

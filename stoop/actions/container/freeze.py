@@ -14,12 +14,12 @@ from msgspec import Meta
 
 from stoop.actions.container.init import protected_init
 from stoop.actions.holding import DEFAULT_TTL, Ttl, check_ttl, ttl_ns
+from stoop.node import NodeHost
 from stoop.spec import (
     ActContext,
     Action,
     ActionSpec,
     Begun,
-    NodeHost,
     Outcome,
     ParameterFault,
     Parameters,
@@ -117,6 +117,8 @@ async def verify(ctx: ActContext, begun: Begun) -> Outcome:
     assert ctx.container is not None
     pause_s = SHORTEST_PAUSE_S
     while not ctx.host.is_frozen(ctx.container):
+        if not ctx.host.container_members(ctx.container):
+            return Outcome(Verdict.SKIPPED, "no process is left in the container")
         await trio.sleep(pause_s)
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
     return Outcome(Verdict.DONE, details=begun.details)
@@ -149,7 +151,7 @@ async def at_end(host: NodeHost, state: dict[str, Any]) -> Outcome:
     return Outcome(Verdict.DONE, "killed, as the rule says", {"count": len(container.members)})
 
 
-def drift(host: NodeHost, state: dict[str, Any]) -> str:
+async def drift(host: NodeHost, state: dict[str, Any]) -> str:
     """Whether somebody thawed it."""
     container = host.find_container(state["container_id"])
     if not container.members:

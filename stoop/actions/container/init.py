@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from stoop.errors import TargetGone
-from stoop.spec import ContainerFacts, HeldProcess, NodeHost, ProcessFacts
+from stoop.node import ContainerFacts, HeldProcess, NodeHost, ProcessFacts
 
 
 def hold_init(host: NodeHost, container: ContainerFacts) -> HeldProcess | None:

@@ -15,16 +15,13 @@ import trio
 
 from stoop.actions.container.init import hold_init
 from stoop.errors import ActFailed, TargetGone, TargetRefused
+from stoop.node import ContainerFacts, HeldProcess, NodeHost, ProcessFacts
 from stoop.spec import (
     ActContext,
     Action,
     ActionSpec,
     Begun,
-    ContainerFacts,
-    HeldProcess,
-    NodeHost,
     Outcome,
-    ProcessFacts,
     Reach,
     Scope,
     TargetKind,

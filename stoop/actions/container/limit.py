@@ -20,13 +20,12 @@ from stoop import values
 from stoop.actions.container.init import protected_init
 from stoop.actions.container.limit_values import Change, Limits, is_tighter, now_of, parse_cores, wanted
 from stoop.actions.holding import DEFAULT_TTL, Ttl, check_ttl, ttl_ns
+from stoop.node import ContainerFacts, NodeHost
 from stoop.spec import (
     ActContext,
     Action,
     ActionSpec,
     Begun,
-    ContainerFacts,
-    NodeHost,
     Outcome,
     ParameterFault,
     Parameters,
@@ -202,7 +201,7 @@ async def undo(host: NodeHost, state: dict[str, Any]) -> Outcome:
     return Outcome(Verdict.SKIPPED, theirs.removeprefix("; "))
 
 
-def drift(host: NodeHost, state: dict[str, Any]) -> str:
+async def drift(host: NodeHost, state: dict[str, Any]) -> str:
     """Whether the kubelet, systemd or a person set other limits."""
     return "; ".join(_differing(host, host.find_container(state["container_id"]), _changes(state)))
 

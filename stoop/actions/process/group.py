@@ -16,7 +16,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from stoop.errors import ActFailed, TargetError, TargetGone
-from stoop.spec import ActContext, ContainerFacts, HeldProcess, NodeHost, ProcessFacts
+from stoop.node import ContainerFacts, HeldProcess, NodeHost, ProcessFacts
+from stoop.spec import (
+    ActContext,
+)
 
 MAX_GROUP = 512
 """Processes signalled by one act. Each costs some 100 µs and a file descriptor; more of them are `scope: container`."""

@@ -10,22 +10,21 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
+import trio
 from msgspec import Meta
 
 from stoop.actions.container.kill import HeldContainer, begin_whole, overdue_whole, verify_whole
 from stoop.actions.process.group import MAX_GROUP, Group, belongs_to_tree, descendants_of, frozen
 from stoop.errors import ActFailed, TargetError, TargetGone
+from stoop.node import ContainerFacts, HeldProcess, ProcessFacts
 from stoop.spec import (
     ActContext,
     Action,
     ActionSpec,
     Begun,
-    ContainerFacts,
-    HeldProcess,
     Outcome,
     ParameterFault,
     Parameters,
-    ProcessFacts,
     Reach,
     Scope,
     TargetKind,
@@ -34,6 +33,12 @@ from stoop.spec import (
 
 SIGNAL_MAX = 64
 """The largest signal number (signal(7): SIGRTMAX)."""
+
+FROZEN_SECONDS = 0.02
+"""One that has not ended by then may be frozen; usually it ends within 1 ms."""
+
+THAWED_SECONDS = 0.1
+"""How long a container is thawed at most so that one in it can die; usually some ms."""
 
 MAX_PIDS_TOLD = 64
 """Pids that a record names; the count tells of all."""
@@ -98,8 +103,9 @@ SPEC = ActionSpec(
     sources=("syscall",),
     needs=(("proc.pid",),),
     destroys=True,
-    # A process dies once: the second time it has exited already.
+    # A process dies once: the second time it has exited already. Every other signal it may count.
     idempotent=True,
+    idempotent_with=lambda params: signal_number(params.signal) == signal.SIGKILL,
     node_rights=("CAP_KILL", "CAP_SYS_PTRACE"),
     example="""\
 - action: Kill the process
@@ -151,6 +157,9 @@ def _container(ctx: ActContext, process: HeldProcess, signo: int) -> Outcome | B
     container = _find(ctx, process.facts)
     if container is None:
         return Outcome(Verdict.REFUSED, "it is in no container")
+    reason = ctx.protects_container(container)
+    if reason:
+        return Outcome(Verdict.REFUSED, reason)
     if signo != signal.SIGKILL:
         return _gathered(ctx, process, signo, container)
     begun = begin_whole(ctx.host, ctx.protects, container)
@@ -248,11 +257,30 @@ async def verify(ctx: ActContext, begun: Begun) -> Outcome:
     if _is_whole(begun):
         return await verify_whole(ctx.host, begun)
     for held in _watched(ctx, begun):
-        await held.wait_exited()
+        with trio.move_on_after(FROZEN_SECONDS):
+            await held.wait_exited()
+        if not held.has_exited():
+            await _let_die(ctx, held)
     for held in begun.held:
         held.close()
     incomplete = begun.details.get("incomplete", "")
     return Outcome(Verdict.FAILED if incomplete else Verdict.DONE, incomplete, begun.details)
+
+
+async def _let_die(ctx: ActContext, held: HeldProcess) -> None:
+    """Wait until it has ended. In a container that v1's freezer holds, it is thawed for that, and frozen again."""
+    container = _find(ctx, held.facts)
+    thawed = container is not None and ctx.host.holds_signals(container) and ctx.host.freeze(container, False)
+    if not thawed:
+        await held.wait_exited()
+        return
+    assert container is not None
+    try:
+        with trio.move_on_after(THAWED_SECONDS):
+            await held.wait_exited()
+    finally:
+        ctx.host.freeze(container, True)
+    await held.wait_exited()
 
 
 def overdue(ctx: ActContext, begun: Begun) -> Outcome:

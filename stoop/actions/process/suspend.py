@@ -16,13 +16,12 @@ from msgspec import Meta
 from stoop.actions.holding import DEFAULT_TTL, Ttl, check_ttl, ttl_ns
 from stoop.actions.process.group import MAX_GROUP, Group, belongs_to_tree, descendants_of
 from stoop.errors import TargetError
+from stoop.node import HeldProcess, NodeHost
 from stoop.spec import (
     ActContext,
     Action,
     ActionSpec,
     Begun,
-    HeldProcess,
-    NodeHost,
     Outcome,
     ParameterFault,
     Parameters,
@@ -176,7 +175,7 @@ async def undo(host: NodeHost, state: dict[str, Any]) -> Outcome:
     return Outcome(Verdict.SKIPPED, "somebody else continued it before" if left else "already exited")
 
 
-def drift(host: NodeHost, state: dict[str, Any]) -> str:
+async def drift(host: NodeHost, state: dict[str, Any]) -> str:
     """Whether somebody continued one of them."""
     running = []
     there = 0
