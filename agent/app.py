@@ -170,6 +170,7 @@ async def _take_in(reflex: Reflex, told: trio.Event) -> None:
         for name, serve in _intakes(reflex):
             reflex.bound[name] = _shown(await intakes.start(serve))
         reflex.settle_memory()
+        intakes.start_soon(reflex.vitals.serve)
         reflex.say("info", "ready", intakes=reflex.bound, mode=str(reflex.mode()))
         print("ready", flush=True)  # noqa: T201 - the contract with whoever started it
         await told.wait()
@@ -243,13 +244,22 @@ async def _heed(signals: Any, reflex: Reflex, told: trio.Event) -> None:
 
 async def _tick(reflex: Reflex) -> None:
     """What has no event of its own. The watchdog ends the program when this loop no longer comes round."""
-    ticks = 0
+    ticks, assured = 0, False
     while True:
-        if ticks % WATCHDOG_TICKS == 0:
-            faulthandler.dump_traceback_later(WATCHDOG_SECONDS, exit=True)
+        if ticks % WATCHDOG_TICKS == 0 or not assured:
+            assured = _assure_watchdog()
         ticks += 1
         reflex.tick()
         await trio.sleep(TICK_SECONDS)
+
+
+def _assure_watchdog() -> bool:
+    """Whether it waits anew. Without a thread to be had (a fork bomb on the node) there is none until the next tick."""
+    try:
+        faulthandler.dump_traceback_later(WATCHDOG_SECONDS, exit=True)
+    except RuntimeError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

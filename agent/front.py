@@ -44,6 +44,7 @@ class Front:
         self.received = 0
         self.refused = 0
         self.show_all = False
+        self.sift: Callable[[list[Alert], str, int], list[Alert]] | None = None  # takes the heartbeat's alerts out
 
     def opened(self, peer: Peer) -> None:
         """A sender is there."""
@@ -70,10 +71,12 @@ class Front:
     ) -> None:
         """Match and act."""
         self._look_at_clock()
+        self.received += len(alerts)
+        if self.sift is not None:
+            alerts = self.sift(alerts, peer.kind, received_ns)
         self._responder.accept(alerts, received_ns, peer.kind, settled)
         self.last_alert_mono_ns = self._mono_ns()
         self.last_by_intake[peer.kind] = received_ns
-        self.received += len(alerts)
         if self.show_all:
             for alert in alerts[:MAX_SHOWN_EVENTS]:
                 self._say("info", "event", rule=alert.rule, priority=alert.priority_text, output=alert.output)

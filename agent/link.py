@@ -7,6 +7,7 @@ records are in the journal), counted, and told when it takes frames again.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -106,8 +107,8 @@ class Link:
             with theirs:
                 try:
                     process = await trio.to_thread.run_sync(_spawn, theirs.fileno())
-                except OSError as error:  # no process or memory to be had now (fork(2)): tried again after the pause
-                    self._in_trouble(error.strerror or str(error), HOPELESS_TRIES)
+                except (OSError, RuntimeError) as error:  # no process, thread or memory to be had now: tried again
+                    self._in_trouble(getattr(error, "strerror", None) or str(error), HOPELESS_TRIES)
                     return
             self._heard = False
             self.pid = process.pid
@@ -130,7 +131,11 @@ class Link:
                 self._forget_rest()
                 ours.close()
                 with trio.CancelScope(shield=True):
-                    code = await trio.to_thread.run_sync(_reap, process)
+                    try:
+                        code = await trio.to_thread.run_sync(_reap, process)
+                    except RuntimeError:  # no thread to be had: it is reaped with the next process that is started
+                        process.kill()
+                        code = -signal.SIGKILL
             if not self._heard:
                 self._in_trouble(f"it ended without a word, {_ended(code)}", 1)
 

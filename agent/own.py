@@ -73,6 +73,7 @@ class Own:
     def __init__(self, host: NodeHost, boot_id: str) -> None:
         self._host = host
         self._helper = 0
+        self._pacemaker = 0
         self._senders: OrderedDict[int, tuple[frozenset[int], frozenset[str]]] = OrderedDict()
         self._unseen: set[int] = set()  # senders of whom only the number is known
         self.reserve = Reserve()
@@ -96,6 +97,11 @@ class Own:
     def helper(self, pid: int) -> None:
         """The helper process of now; 0 while there is none."""
         self._helper = pid
+        self._rebuild()
+
+    def pacemaker(self, pid: int) -> None:
+        """The pacemaker process of now; 0 while there is none."""
+        self._pacemaker = pid
         self._rebuild()
 
     def sender(self, pid: int) -> None:
@@ -180,11 +186,11 @@ class Own:
         return held.facts
 
     def _rebuild(self) -> None:
-        helper = {self._helper} if self._helper else set()
+        children = {self._helper, self._pacemaker} - {0}
         self.facts = msgspec.structs.replace(
             self._base,
-            own_pids=self._ancestors | {os.getpid()} | helper,
-            own_parents=frozenset({os.getpid()}) | helper,
+            own_pids=self._ancestors | {os.getpid()} | children,
+            own_parents=frozenset({os.getpid()}) | children,
             falco_pids=frozenset().union(*(pids for pids, _ in self._senders.values())),
             falco_cgroups=frozenset().union(*(cgroups for _, cgroups in self._senders.values())),
         )

@@ -29,6 +29,7 @@ from agent.reach import Reach
 from agent.rehearsal import rehearse
 from agent.resume import resume
 from agent.rulebook import Rulebook
+from agent.vitals import Body, Vitals
 from stoop import __version__, guard
 from stoop.catalogue import CATALOGUE
 from stoop.config import Config, policy_of
@@ -138,6 +139,7 @@ class Reflex:
         )
         self.front = Front(self.responder, self.metrics, self.own, self.say, self.clocks.mono_ns, self.look_at_clock)
         self.front.show_all = config.print_all_events
+        self.vitals = Vitals(config, Body(self.front, self.own, self.keeps.skew, recorder, self.clocks, self.say))
         self.desk = Desk(self.front, self.clocks.now_ns, self.warn)
         self.rulebook = Rulebook(self.link.send, self._use, self.say, self.metrics, self.clocks.now_ns)
         self.rule_files = RuleFiles(config.rules_files, use_inotify=config.watch_rules)
@@ -291,6 +293,7 @@ class Reflex:
         detail: dict[str, Any] = {
             "rules": {"count": rules.count, "digest": rules.digest, "rejected": rules.rejected},
             "intakes": self.bound,
+            **self.vitals.status(),
         }
         if waiting:
             detail["not_listening"] = waiting
@@ -312,6 +315,7 @@ class Reflex:
         metrics.set("feed_silence_seconds", (), (self.clocks.mono_ns() - self.front.last_alert_mono_ns) / 1e9)
         metrics.set("clock_offset_seconds", (), -skew.drift_ns / 1e9)
         metrics.set("journal_lag_records", (), journal.lag)
+        self.vitals.count()
         metrics.clear("holds")
         for action, count in Counter(hold.actionner for hold in self.holdings.table).items():
             metrics.set("holds", (action,), count)
@@ -417,14 +421,13 @@ class Reflex:
         """The result of `stoop status --json`."""
         rules, skew, journal = self.rulebook.in_force, self.keeps.skew, self.journal.status()
         serving, mono_ns = self.serving, self.clocks.mono_ns()
-        ready, _ = self.ready()
         return {
             "version": __version__,
             "pid": os.getpid(),
             "node": self.config.node_name,
             "mode": str(self.mode()),
             "mode_until_ns": self.switches.until_ns,
-            "ready": ready,
+            "ready": self.ready()[0],
             "uptime_s": (mono_ns - self.started_mono_ns) / 1e9,
             "intakes": self.bound,
             "out_of_reach": self.reach.lost,
@@ -444,6 +447,7 @@ class Reflex:
                 "silence_s": (mono_ns - self.front.last_alert_mono_ns) / 1e9,
                 "peers": {kind: count for kind, count in self.front.connections.items() if count},
             },
+            **self.vitals.status(),
             "clock": {"offset_ms": -skew.drift_ns / 1e6, "established": skew.established, "steps": skew.steps},
             "journal": {"lag": journal.lag, "lost": journal.lost, "error": journal.error},
             "recovery": _recovery(self.recovery),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 
-from bench import containers, kills, network, resolve, standing, throughput
+from bench import containers, kills, network, pacing, resolve, standing, throughput
 from bench.table import Row, show
 
 ROWS: dict[str, Callable[[], Iterator[Row]]] = {
@@ -24,6 +24,7 @@ ROWS: dict[str, Callable[[], Iterator[Row]]] = {
     "start": standing.start,
     "isolate": network.first_drop,
     "isolate-hundred": network.hundred,
+    "pace": pacing.pacemaker,
 }
 
 

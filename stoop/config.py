@@ -16,17 +16,21 @@ import msgspec
 from stoop import config_load, config_resolve, guard
 from stoop.config_load import Findings, Given, Known
 from stoop.config_model import (
+    MAX_INTERVAL_NS,
     MAX_SOCKET_PATH,
+    MIN_INTERVAL_NS,
     Config,
     Control,
     FileIntake,
     Guard,
+    Heartbeat,
     HttpIntake,
     Intake,
     Journal,
     LogFormat,
     Metrics,
     OnStop,
+    Pacemaker,
     PidNamespace,
     UnixIntake,
 )
@@ -40,12 +44,14 @@ __all__ = [
     "Control",
     "FileIntake",
     "Guard",
+    "Heartbeat",
     "HttpIntake",
     "Intake",
     "Journal",
     "LogFormat",
     "Metrics",
     "OnStop",
+    "Pacemaker",
     "PidNamespace",
     "UnixIntake",
     "load",
@@ -126,6 +132,10 @@ def _from_file(
 # ---------------------------------------------------------------- defaults that depend on the surroundings
 
 
+_BESIDE = {"control.path": "control.sock", "intake.unix.path": "falco.sock", "heartbeat.path": "heartbeat"}
+"""What lies in /run/stoop, or in `state_dir`."""
+
+
 def _fill_defaults(resolved: Resolved, environ: Mapping[str, str], *, is_root: bool, hostname: str, uid: int) -> None:
     """Fill in what is empty. Sockets go into `state_dir` when that was set, or when /run is not ours to write."""
     values = resolved.values
@@ -134,7 +144,7 @@ def _fill_defaults(resolved: Resolved, environ: Mapping[str, str], *, is_root: b
     if not values["state_dir"]:
         values["state_dir"] = "/var/lib/stoop" if is_root else _home_state_dir(environ)
     sockets = sockets or values["state_dir"]
-    for key, name in (("control.path", "control.sock"), ("intake.unix.path", "falco.sock")):
+    for key, name in _BESIDE.items():
         if not values[key] and sockets:
             values[key] = str(PurePosixPath(sockets) / name)
     if not is_root and resolved.origins["intake.unix.allow_uids"] == "default":
@@ -170,6 +180,8 @@ def _check(resolved: Resolved, findings: Findings) -> None:
         findings.problem("which file is to be followed?", "intake.file.path", "write the path of Falco's file_output")
     if on["intake.http"]:
         _check_http(resolved, findings)
+    if on["heartbeat"]:
+        _check_heartbeat(resolved, findings)
     if not (on["intake.unix"] or on["intake.http"] or on["intake.file"] or values["intake.stdin"]):
         findings.warn("every intake is off: no alert can reach this agent", "intake")
 
@@ -186,6 +198,22 @@ def _check_http(resolved: Resolved, findings: Findings) -> None:
             "alerts over HTTP need a token",
             _where(resolved, "intake.http"),
             "write token_file: FILE, or insecure: true to take alerts from anyone",
+        )
+
+
+def _check_heartbeat(resolved: Resolved, findings: Findings) -> None:
+    values = resolved.values
+    if not MIN_INTERVAL_NS <= values["heartbeat.interval"] <= MAX_INTERVAL_NS:
+        findings.problem("not between 1s and 1h", _where(resolved, "heartbeat.interval"), "write 30s")
+    if not values["heartbeat.rule"].strip():
+        findings.problem("which of Falco's rules answers?", _where(resolved, "heartbeat.rule"), "write its name")
+    path = values["heartbeat.path"]
+    plain = path == str(PurePosixPath(path)) and path.isprintable() and ".." not in PurePosixPath(path).parts
+    if not path.startswith("/") or path == "/" or not plain:
+        findings.problem(
+            "Falco tells the path as it was opened, so it must be absolute and plain: no `..`, no slash too many",
+            _where(resolved, "heartbeat.path"),
+            "write /run/stoop/heartbeat",
         )
 
 

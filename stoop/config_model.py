@@ -233,6 +233,58 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True, rename=_without_unit):
     ] = 256 * _MIB
 
 
+HEARTBEAT_RULE = "Stoop heartbeat"
+"""The rule that `stoop falco-config` prints."""
+
+MIN_INTERVAL_NS = SECOND_NS
+"""The shortest time between two heartbeats: the reflex has no timer below it."""
+
+MAX_INTERVAL_NS = 3600 * SECOND_NS
+"""The longest: a silence that is noticed after hours helps nobody."""
+
+
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, rename=_without_unit):
+    """Proves that alerts reach the agent. Off (null) until Falco has the rule of `stoop falco-config --heartbeat`."""
+
+    path: Annotated[
+        str,
+        _meta(
+            "The directory in which the agent makes, opens and removes a file at each beat. Falco's rule names it. It "
+            "is made with mode 0700 and belongs to the agent alone.",
+            default="/run/stoop/heartbeat; heartbeat in state_dir where that is set or the agent is not root",
+        ),
+    ] = ""
+    interval_ns: Annotated[
+        int,
+        _meta(
+            "Time between two beats, a tenth more or less by chance. Two beats in a row without an answer are a "
+            "silence. From 1s to 1h.",
+            "duration",
+        ),
+    ] = 30 * SECOND_NS
+    rule: Annotated[
+        str,
+        _meta("The name of Falco's rule. Its alerts about files in `path` reach no rule of yours and cause no act."),
+    ] = HEARTBEAT_RULE
+
+
+class Pacemaker(msgspec.Struct, frozen=True, kw_only=True):
+    """Keeps Falco's reader awake on a quiet node, where it sleeps up to 30 ms between looks. Off (null) by default."""
+
+    rate: Annotated[
+        int,
+        _meta(
+            "Cheap system calls a second, from 10 to 4000, by a small process of its own. 1000 bring Falco's 12 to 16 "
+            "ms down to 0.5. They cost CPU time, in Falco too, and processors that sleep less deeply: see "
+            "[falco.md](falco.md#a-quiet-node).",
+            "rate",
+        ),
+    ] = 1000
+    adaptive: Annotated[
+        bool, _meta("`true` rests while the node is so busy that Falco's reader does not sleep anyway.")
+    ] = True
+
+
 class OnStop(enum.StrEnum):
     """What becomes of what is held when the agent is stopped in order."""
 
@@ -288,6 +340,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     metrics: Metrics | None = Metrics()
     guard: Guard = Guard()
     journal: Journal = Journal()
+    heartbeat: Heartbeat | None = None
+    pacemaker: Pacemaker | None = None
     origins: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
     ignored: tuple[tuple[str, str, str], ...] = ()

@@ -72,6 +72,31 @@ DEFINITIONS: dict[str, Definition] = {
         Definition(
             "feed_silence_seconds", "gauge", "Since the last alert of any kind; since the start when there was none."
         ),
+        Definition(
+            "feed_alive",
+            "gauge",
+            "1 while heartbeats come back from Falco, 0 after two in a row did not. Not there before either is known.",
+        ),
+        Definition(
+            "heartbeats_total",
+            "counter",
+            "Alerts of the heartbeat's rule by what they were (answered, late, repeated, unknown, foreign), and beats "
+            "whose file could not be touched (untouched).",
+            ("result",),
+        ),
+        Definition("heartbeats_missed_total", "counter", "Beats without an answer by the time of the next one."),
+        Definition(
+            "heartbeat_seconds",
+            "histogram",
+            "From a touch of the beacon until its alert was here, by the pacemaker's state (off, down, running, "
+            "resting).",
+            ("pacemaker",),
+            LATENCY_BUCKETS,
+        ),
+        Definition("pacemaker_up", "gauge", "1 while the pacemaker's process runs."),
+        Definition("pacemaker_rate", "gauge", "System calls a second that the pacemaker really made, last seen."),
+        Definition("pacemaker_cpu_ratio", "gauge", "Share of one processor that it used, last seen."),
+        Definition("pacemaker_restarts_total", "counter", "Times that the pacemaker ended and was started again."),
         # What is decided.
         Definition("alerts_matched_total", "counter", "Alerts that a rule matched.", ("rule",)),
         Definition("acts_total", "counter", "Acts by what they do and how they ended.", ("action", "outcome")),

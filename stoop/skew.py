@@ -1,4 +1,4 @@
-"""How far Falco's clock is from ours, from how late its alerts come. Pure."""
+"""How far Falco's clock is from ours, from how late its alerts come, or measured by a heartbeat. Pure."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ SPACING_NS = 100_000_000
 SKEW_WINDOW = 64
 """Delays kept to take the least of: some seconds of a busy node, an hour of a quiet one."""
 
+WIDEST_NS = 500_000
+"""A heartbeat's own open takes some 50 µs; one that was interrupted for longer than this measures too coarsely."""
+
 STEP_NS = 5_000_000
 """What CLOCK_REALTIME jumps less than is no step: NTP slews that much (and then CLOCK_BOOTTIME with it)."""
 
@@ -42,6 +45,9 @@ class Skew:
 
     After a step of this machine's clock Falco goes on by the old one until it is restarted. How far that is off is
     known: a lag that fits it is believed, however long it is.
+
+    A heartbeat knows when its event happened, so no latency is in what it measures: that counts, as long as it is fresh
+    and no delay contradicts it.
     """
 
     def __init__(self) -> None:
@@ -51,10 +57,14 @@ class Skew:
         self._offset_ns: int | None = None
         self._offsets_before: deque[int] = deque(maxlen=STEPS_KEPT)
         self._stepped_ns: tuple[int, ...] = ()
+        self._measured: tuple[int, int] | None = None
         self.steps = 0
 
     def sample(self, delay_ns: int, at_ns: int) -> None:
         """One alert's delay, seen at this time (CLOCK_REALTIME). Cheap: most of a busy node's are not looked at."""
+        measured = self._measured
+        if measured is not None and -MAX_DRIFT_NS <= delay_ns < measured[0] - CLOCK_NOISE_NS:
+            self._measured = None  # before its event by what was measured: Falco has been restarted since
         spaced = abs(at_ns - self._last_ns) >= SPACING_NS
         if not spaced and delay_ns >= self._least:
             return
@@ -68,6 +78,21 @@ class Skew:
             delays.append(delay_ns)
         self._least = min(delays)
 
+    def measure(self, low_ns: int, high_ns: int) -> bool:
+        """The drift lies between these two, as a heartbeat's own event shows. Whether it was taken.
+
+        It is proven, yet not believed beyond MAX_DRIFT_NS unless a step explains it: such a Falco has to be restarted.
+        """
+        short = low_ns >= -MAX_DRIFT_NS and high_ns <= MAX_DRIFT_NS
+        taken = 0 <= high_ns - low_ns <= WIDEST_NS and (short or self._step(high_ns) != 0)
+        if taken:
+            self._measured = (low_ns, high_ns)
+        return taken
+
+    def forget_measure(self) -> None:
+        """The heartbeat is silent: Falco may not be the one any more that was measured."""
+        self._measured = None
+
     def clock(self, realtime_minus_boottime_ns: int) -> bool:
         """Notice a step of this machine's clock: True when it jumped since the last look. Delays start anew then."""
         last = self._offset_ns
@@ -79,6 +104,7 @@ class Skew:
         self._stepped_ns = tuple(now - before for before in self._offsets_before if abs(now - before) > STEP_NS)
         self._delays.clear()
         self._least = self._last_ns = 0
+        self._measured = None
         return True
 
     def _step(self, delay_ns: int) -> int:
@@ -95,8 +121,8 @@ class Skew:
 
     @property
     def established(self) -> bool:
-        """Whether enough was seen to believe the lag."""
-        return len(self._delays) >= ESTABLISHED
+        """Whether it was measured, or enough was seen to believe the lag."""
+        return self._measured is not None or len(self._delays) >= ESTABLISHED
 
     @property
     def lag_ns(self) -> int:
@@ -107,15 +133,18 @@ class Skew:
         step = self._step(least)
         if step or least < 0:
             return min(least, step)
-        return least if self.established and least <= MAX_DRIFT_NS else 0
+        return least if len(self._delays) >= ESTABLISHED and least <= MAX_DRIFT_NS else 0
 
     @property
     def drift_ns(self) -> int:
-        """What is taken as Falco's drift: only what its own latency can't explain.
+        """What is taken as Falco's drift: what was measured, else only what its own latency can't explain.
 
         Slewing (adjtimex(2)) moves CLOCK_REALTIME and CLOCK_BOOTTIME alike, so only a step of the clock makes Falco's
         differ, and NTP steps by 128 ms or more: a lag below Falco's latency is no drift.
         """
+        if self._measured is not None:
+            low, high = self._measured
+            return high if low > 0 or high < 0 else 0
         lag = self.lag_ns
         return lag if lag < 0 or lag > FALCO_POLL_NS else 0
 
@@ -129,4 +158,6 @@ class Skew:
     def bounds(self, event_ns: int) -> tuple[int, int]:
         """(earliest, latest) instant of our clock at which an event that Falco stamped so may have happened."""
         drift = self.drift_ns
-        return event_ns + min(drift, 0), event_ns + drift + CLOCK_NOISE_NS
+        least = self._measured[0] if self._measured is not None and drift else drift
+        # Never later than the event's own stamp: what was measured of a Falco that has ended would let a newcomer pass.
+        return event_ns + min(least, 0), event_ns + drift + CLOCK_NOISE_NS

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from stoop.skew import CLOCK_NOISE_NS, ESTABLISHED, SKEW_WINDOW, SPACING_NS, Skew
+from stoop.skew import CLOCK_NOISE_NS, ESTABLISHED, MAX_DRIFT_NS, SKEW_WINDOW, SPACING_NS, WIDEST_NS, Skew
 
+MILLI = 1_000_000
 SECOND = 1_000_000_000
 NOW = 1_800_000_000 * SECOND
 LATENCY = 12_000_000
@@ -139,3 +140,70 @@ class TestStep:
         skew.clock(-10 * SECOND)
         skew.sample(-10 * SECOND + LATENCY, NOW + 1)
         assert skew.drift_ns == -10 * SECOND
+
+
+class TestMeasured:
+    def test_it_counts_at_once_and_below_falcos_latency(self) -> None:
+        skew = Skew()
+        assert skew.measure(20 * MILLI, 20 * MILLI + 40_000)
+        assert (skew.established, skew.drift_ns) == (True, 20 * MILLI + 40_000)
+        assert skew.bounds(NOW) == (NOW, NOW + 20 * MILLI + 40_000 + CLOCK_NOISE_NS)
+
+    def test_a_clock_ahead_by_less_than_its_latency_is_seen(self) -> None:
+        """12 ms of latency hide 12 ms of drift: without a heartbeat a newcomer of these would pass."""
+        skew = skewed(*[-8 * MILLI] * 20)
+        assert skew.bounds(NOW)[0] == NOW - 8 * MILLI
+        skew.measure(-20 * MILLI - 40_000, -20 * MILLI)
+        assert skew.bounds(NOW) == (NOW - 20 * MILLI - 40_000, NOW - 20 * MILLI + CLOCK_NOISE_NS)
+
+    def test_two_clocks_that_agree_are_taken_for_one(self) -> None:
+        skew = skewed(*[60 * MILLI] * 20)  # a slow feed, which looks like a clock that runs behind
+        assert skew.drift_ns == 60 * MILLI
+        skew.measure(-20_000, 30_000)
+        assert (skew.drift_ns, skew.bounds(NOW)) == (0, (NOW, NOW + CLOCK_NOISE_NS))
+
+    @pytest.mark.parametrize(
+        ("low", "high"),
+        [
+            (0, WIDEST_NS + 1),
+            (1, 0),
+            (MAX_DRIFT_NS, MAX_DRIFT_NS + 1),
+            (-MAX_DRIFT_NS - 1, -MAX_DRIFT_NS),
+            (-(10**18), 10**18),
+        ],
+    )
+    def test_what_measures_badly_or_too_much_changes_nothing(self, low: int, high: int) -> None:
+        skew = Skew()
+        assert not skew.measure(low, high)
+        assert (skew.established, skew.drift_ns) == (False, 0)
+
+    def test_a_delay_that_contradicts_it_ends_it(self) -> None:
+        """Falco was 2 s behind and has been restarted: the first alert says so, before it is judged."""
+        skew = Skew()
+        skew.measure(2 * SECOND, 2 * SECOND + 50_000)
+        skew.sample(2 * SECOND - CLOCK_NOISE_NS, NOW)
+        assert skew.established
+        skew.sample(MILLI, NOW)
+        assert (skew.established, skew.drift_ns) == (False, 0)
+
+    def test_another_machines_clock_does_not_end_it(self) -> None:
+        skew = Skew()
+        skew.measure(0, 50_000)
+        skew.sample(-3600 * SECOND, NOW)
+        assert skew.established
+
+    def test_it_is_forgotten_with_its_heartbeat(self) -> None:
+        skew = skewed(*[MILLI] * 20)
+        skew.measure(2 * SECOND, 2 * SECOND)
+        skew.forget_measure()
+        assert (skew.lag_ns, skew.drift_ns) == (MILLI, 0)
+
+    def test_a_step_ends_it_and_explains_a_longer_one(self) -> None:
+        skew = Skew()
+        skew.clock(0)
+        skew.measure(0, 50_000)
+        assert not skew.measure(60 * SECOND, 60 * SECOND + 50_000)
+        assert skew.clock(60 * SECOND)
+        assert (skew.established, skew.drift_ns) == (False, 0)
+        assert skew.measure(60 * SECOND, 60 * SECOND + 50_000)
+        assert skew.drift_ns == 60 * SECOND + 50_000

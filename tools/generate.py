@@ -13,6 +13,9 @@ from pathlib import Path
 
 from stoop import config, metrics
 from stoop.catalogue import CATALOGUE
+from stoop.cli import falco
+from stoop.cli.settings import DEFAULT_BEACON
+from stoop.config_model import HEARTBEAT_RULE
 from tools import reference, rules_schema
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +29,7 @@ GENERATORS: tuple[Generator, ...] = (
     lambda: rules_schema.pages(CATALOGUE),
     lambda: {"docs/reference/metrics.md": metrics.reference()},
     lambda: {"docs/configuration.md": config.reference()},
+    lambda: {"docs/reference/falco-heartbeat.yaml": falco.heartbeat_rule(DEFAULT_BEACON, HEARTBEAT_RULE)},
 )
 
 

@@ -75,6 +75,27 @@ def append_output() -> str:
     return "\n".join([*lines, *(f"      - {field}" for field in APPENDED_FIELDS)]) + "\n"
 
 
+def heartbeat_rule(directory: str, name: str) -> str:
+    """The rules file for Falco that answers the agent's heartbeat: opens for writing in the beacon's directory.
+
+    The fields in its output are those that the agent looks at. Falco compares the path as it was opened.
+    """
+    return f"""\
+# A rules file for Falco, for example /etc/falco/rules.d/stoop-heartbeat.yaml. stoop.yaml needs:  heartbeat: {{}}
+# Falco's `priority` must be debug (its default). It tells the first rule only that an event matches (rule_matching), so
+# this file has to come before others if one of them is about writes there as well.
+- rule: {_yaml_quoted(name)}
+  desc: Stoop's agent opened its beacon. The alert has to come back to it; it proves the feed and causes no act.
+  condition: >
+    evt.type in (open, openat, openat2) and evt.is_open_write=true and fd.num>=0
+    and fd.name startswith {_yaml_quoted(directory + "/")}
+  output: "Stoop heartbeat (file=%fd.name pid=%proc.pid)"
+  priority: DEBUG
+  source: syscall
+  tags: [stoop, heartbeat]
+"""
+
+
 def _common() -> str:
     return f"""\
 # falco.yaml: add this to Falco's configuration, for example as /etc/falco/config.d/stoop.yaml (Falco 0.39 or later).
@@ -84,7 +105,9 @@ json_include_output_fields_property: true
 
 # No default rule says which process it is about, and Stoop acts on none without proc.pid. The container.* and k8s.*
 # fields need Falco's container plugin, which it loads by default.
-{append_output()}"""
+{append_output()}
+# To see whether alerts still come (`heartbeat` in stoop.yaml), Falco needs a rule: `stoop falco-config --heartbeat`.
+"""
 
 
 def _commented(body: str) -> str:

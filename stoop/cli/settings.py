@@ -11,14 +11,16 @@ import typer
 
 import stoop
 from stoop.cli import FINE
-from stoop.cli.falco import Places, Way, falco_config
+from stoop.cli.falco import Places, Way, falco_config, heartbeat_rule
 from stoop.cli.options import ConfigOption, JsonOption, load_config
 from stoop.cli.screen import json_line, out, raw, text, warn
 from stoop.config import Config, HttpIntake, printable
+from stoop.config_model import HEARTBEAT_RULE
 from stoop.intake.access import readers_besides
 
 DEFAULT_SOCKET = "/run/stoop/falco.sock"
 DEFAULT_EVENTS_FILE = "/var/log/falco/events.json"
+DEFAULT_BEACON = "/run/stoop/heartbeat"
 DEPENDENCIES = (
     "trio",
     "msgspec",
@@ -63,6 +65,9 @@ def print_falco_config(
         Way | None,
         typer.Option("--way", help="How alerts come here. Default: all, the first one live.", show_default=False),
     ] = None,
+    heartbeat: Annotated[
+        bool, typer.Option("--heartbeat", help="Print Falco's rule for the heartbeat instead: a rules file.")
+    ] = False,
     config: ConfigOption = None,
 ) -> int:
     """Print what to write into Falco's configuration.
@@ -70,6 +75,10 @@ def print_falco_config(
     How to connect, and the fields that say which process is meant.
     """
     loaded = load_config(config)
+    if heartbeat:
+        beat = loaded.heartbeat
+        raw(heartbeat_rule(beat.path if beat else DEFAULT_BEACON, beat.rule if beat else HEARTBEAT_RULE))
+        return FINE
     http = loaded.intake.http or HttpIntake()
     unix, file = loaded.intake.unix, loaded.intake.file
     places = Places(

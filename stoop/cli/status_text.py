@@ -39,6 +39,7 @@ def _findings(status: Mapping[str, Any]) -> Iterator[str]:
         yield f"disarmed: {rule}: {reason} (`stoop arm`)"
     for act, trouble in _part(_part(status, "holds"), "trouble").items():
         yield f"held by act {str(act)[:12]}: {trouble} (`stoop active`)"
+    yield from _vitals_findings(_part(status, "heartbeat"), _part(status, "pacemaker"))
     journal = _part(status, "journal")
     if error := journal.get("error"):
         yield f"the journal can't be written: {error}"
@@ -49,6 +50,17 @@ def _findings(status: Mapping[str, Any]) -> Iterator[str]:
         yield f"the journal is {lag:g} records behind"
     if "helper" in status and not _part(status, "helper").get("pid"):
         yield "the helper is not running: no metrics, no reload"
+
+
+def _vitals_findings(heartbeat: Mapping[str, Any], pacemaker: Mapping[str, Any]) -> Iterator[str]:
+    if trouble := heartbeat.get("trouble"):
+        yield f"the heartbeat's beacon can't be touched: {_value(trouble)}"
+    if heartbeat.get("alive") is False:
+        last_s = heartbeat.get("last_s")
+        last = f"the last {_span(last_s)} ago" if isinstance(last_s, int | float) else "none so far"
+        yield f"Falco is silent: heartbeats do not come back, {last} (`stoop falco-config` prints the rule)"
+    if pacemaker and not pacemaker.get("pid"):
+        yield "the pacemaker is not running: alerts of a quiet node come up to 30 ms later"
 
 
 def status_lines(status: Mapping[str, Any]) -> Iterator[Text]:
@@ -64,6 +76,8 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[Text]:
         ("queue", _value(status.get("queue"))),
         ("held", str(_part(status, "holds").get("count") or "")),
         ("feed", _feed(status)),
+        ("heart", _heartbeat(_part(status, "heartbeat"))),
+        ("pace", _pacemaker(_part(status, "pacemaker"))),
         ("clock", _clock(status)),
         ("journal", _pairs(_part(status, "journal"))),
         ("last end", _recovery(_part(status, "recovery"))),
@@ -146,6 +160,36 @@ def _feed(status: Mapping[str, Any]) -> str:
     if "peers" in feed:
         said.append(f"senders {_count(feed['peers'])}")
     return ", ".join(said)
+
+
+def _heartbeat(heartbeat: Mapping[str, Any]) -> str:
+    if not heartbeat:
+        return ""
+    alive = heartbeat.get("alive")
+    said = ["alive" if alive else "silent" if alive is False else "no beat answered yet"]
+    if missed := heartbeat.get("missed_total"):
+        said.append(f"{missed} missed")
+    for pace, lag in _part(heartbeat, "lag_ms").items():
+        with_it = "" if pace == "off" else f" (pacemaker {pace})"
+        said.append(f"lag {_number(lag, 'p50')} ms, at most {_number(lag, 'max')}{with_it}")
+    return ", ".join(said)
+
+
+def _pacemaker(pacemaker: Mapping[str, Any]) -> str:
+    if not pacemaker:
+        return ""
+    said = [str(pacemaker.get("state", ""))]
+    rate, cpu = pacemaker.get("rate"), pacemaker.get("cpu")
+    if rate and isinstance(cpu, int | float):
+        said.append(f"{rate} calls/s for {100 * cpu:.1f} % of a core")
+    if restarts := pacemaker.get("restarts"):
+        said.append(f"started again {restarts} times")
+    return ", ".join(said)
+
+
+def _number(part: object, name: str) -> str:
+    value = part.get(name) if isinstance(part, Mapping) else None
+    return f"{value:.2f}" if isinstance(value, int | float) else "?"
 
 
 def _clock(status: Mapping[str, Any]) -> str:

@@ -90,6 +90,15 @@ def test_the_helper_of_now_is_the_agent_s_own() -> None:
     assert own.facts.own_pids == {ME, SERVICE}
 
 
+def test_the_pacemaker_of_now_is_the_agent_s_own_beside_the_helper() -> None:
+    own = Own(node(), BOOT_ID)
+    own.helper(70)
+    own.pacemaker(80)
+    assert own.facts.own_pids == {ME, SERVICE, 70, 80}
+    own.pacemaker(0)
+    assert own.facts.own_pids == {ME, SERVICE, 70}
+
+
 def test_a_chain_of_parents_that_never_ends_is_cut() -> None:
     host = node()
     first = ME + 100

@@ -82,3 +82,32 @@ def test_it_names_this_agents_places(stoop: Any, write: Callable[..., str]) -> N
 def test_the_stoop_yaml_that_it_names_can_be_loaded(stoop: Any, write: Callable[..., str]) -> None:
     for line in re.findall(r"# stoop.yaml needs:  (.*)", stoop("falco-config").out):
         assert stoop("config", "print", "-c", write("stoop.yaml", line + "\n")).code == 0
+
+
+class TestHeartbeatRule:
+    def rule(self, text: str) -> Any:
+        (rule,) = yaml.safe_load(text)
+        return rule
+
+    def test_it_is_one_rule_that_brings_what_the_agent_looks_at(self, stoop: Any) -> None:
+        ran = stoop("falco-config", "--heartbeat")
+        assert (ran.code, ran.err) == (0, "")
+        rule = self.rule(ran.out)
+        assert (rule["rule"], rule["priority"], rule["source"]) == ("Stoop heartbeat", "DEBUG", "syscall")
+        assert {"%fd.name", "%proc.pid"} <= set(re.findall(r"%[\w.]+", rule["output"]))
+        assert 'fd.name startswith "/run/stoop/heartbeat/"' in rule["condition"]
+        assert rule["tags"] == ["stoop", "heartbeat"]
+
+    def test_it_names_this_agents_beacon_and_rule(self, stoop: Any, write: Callable[..., str]) -> None:
+        config = write("stoop.yaml", "heartbeat: {path: /run/with space/beat, rule: 'My \"own\" beat'}\n")
+        rule = self.rule(stoop("falco-config", "--heartbeat", "-c", config).out)
+        assert rule["rule"] == 'My "own" beat'
+        assert 'fd.name startswith "/run/with space/beat/"' in rule["condition"]
+
+    def test_the_stoop_yaml_that_it_names_turns_it_on(self, stoop: Any, write: Callable[..., str]) -> None:
+        (line,) = re.findall(r"stoop.yaml needs:  (.*)", stoop("falco-config", "--heartbeat").out)
+        shown = stoop("config", "print", "-c", write("stoop.yaml", line + "\n"))
+        assert (shown.code, "heartbeat.interval" in shown.out) == (0, True)
+
+    def test_the_other_settings_point_to_it(self, stoop: Any) -> None:
+        assert "stoop falco-config --heartbeat" in stoop("falco-config").out

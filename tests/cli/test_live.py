@@ -82,6 +82,16 @@ def test_status_of_another_version_is_shown_as_far_as_it_goes(stoop: Any, agent:
         ({"journal": {"lost": 3}}, "! records lost: 3"),
         ({"journal": {"lag": 20000}}, "! the journal is 20000 records behind"),
         ({"helper": {"pid": 0, "restarts": 9}}, "! the helper is not running"),
+        (
+            {"heartbeat": {"alive": False, "last_s": 125.0}},
+            "! Falco is silent: heartbeats do not come back, the last 2.1",
+        ),
+        ({"heartbeat": {"alive": False, "last_s": None}}, "do not come back, none so far"),
+        (
+            {"heartbeat": {"alive": None, "trouble": "disk full"}},
+            "! the heartbeat's beacon can't be touched: disk full",
+        ),
+        ({"pacemaker": {"pid": 0, "state": "down"}}, "! the pacemaker is not running"),
     ],
 )
 def test_what_is_not_as_it_should_be_is_a_finding(stoop: Any, agent: Any, change: dict[str, Any], says: str) -> None:
@@ -90,6 +100,33 @@ def test_what_is_not_as_it_should_be_is_a_finding(stoop: Any, agent: Any, change
     assert ran.code == 1
     assert says in ran.out
     assert stoop("status", "-c", agent.config, "--json").code == 1
+
+
+def test_the_heartbeat_is_shown_with_and_without_the_pacemaker(stoop: Any, agent: Any) -> None:
+    lags = {"off": {"beats": 3, "p50": 14.2, "max": 29.0}, "running": {"beats": 9, "p50": 0.512, "max": 1.3}}
+    change = {
+        "heartbeat": {"alive": True, "missed": 0, "missed_total": 2, "last_s": 3.0, "lag_ms": lags, "trouble": ""},
+        "pacemaker": {"pid": 9, "state": "running", "rate": 998, "cpu": 0.0123, "restarts": 1},
+    }
+    agent.answers["status"] = answer({**STATUS, **change})
+    ran = stoop("status", "-c", agent.config)
+    assert ran.code == 0
+    said = " ".join(ran.out.split())
+    assert "heart alive, 2 missed, lag 14.20 ms, at most 29.00, lag 0.51 ms, at most 1.30 (pacemaker running)" in said
+    assert "pace running, 998 calls/s for 1.2 % of a core, started again 1 times" in said
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"heartbeat": None, "pacemaker": None},
+        {"heartbeat": {}, "pacemaker": 3},
+        {"heartbeat": {"lag_ms": {"off": 3, "later": {}}}, "pacemaker": {"pid": 9, "rate": "fast", "cpu": "much"}},
+    ],
+)
+def test_vitals_of_another_version_are_shown_as_far_as_they_go(stoop: Any, agent: Any, change: Any) -> None:
+    agent.answers["status"] = answer({**STATUS, **change})
+    assert stoop("status", "-c", agent.config).code == 0
 
 
 def test_a_bad_end_is_told_with_what_may_be_lost(stoop: Any, agent: Any) -> None:

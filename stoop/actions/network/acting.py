@@ -9,7 +9,13 @@ from stoop.actions.holding import ttl_ns
 from stoop.errors import ActFailed, TargetError, TargetGone, TargetRefused
 from stoop.network import Applied, UndoReport
 from stoop.node import NetworkHands, NodeHost
-from stoop.spec import ActContext, Begun, Outcome, Reversal, Verdict
+from stoop.spec import (
+    ActContext,
+    Begun,
+    Outcome,
+    Reversal,
+    Verdict,
+)
 
 NOT_HERE = "the network of pods can't be acted on here: {}"
 
