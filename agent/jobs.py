@@ -61,7 +61,9 @@ class LogTail(msgspec.Struct, frozen=True):
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """`key`: whom it reads, for the limit of each target. `processes`: their pidfds come along, in this order, as far
-    as MAX_FDS reaches. `target`: facts for the manifest."""
+    as MAX_FDS reaches. `target`: facts for the manifest. `read_s`: the target is read for so many seconds at most,
+    and what was read till then is kept; 0 leaves that to the deadline, most of which is for reading.
+    """
 
     key: str
     origin: Origin
@@ -70,6 +72,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     target: dict[str, Any] = {}
     processes: tuple[Whom, ...] = ()
     container: Box | None = None
+    read_s: float = 0.0
 
 
 class SnapshotJob(Job, frozen=True, kw_only=True, tag=True):

@@ -49,6 +49,10 @@ PIPE_BYTES = 1024 * 1024
 
 READ_BYTES = 1024 * 1024
 
+FLUSH_BYTES = 64 * 1024 * 1024
+"""What may wait in memory to be written to disk: a long capture on a slow disk must not fill the machine's memory with
+its pages, nor need minutes at its end."""
+
 _F_SETPIPE_SZ = 1031
 # include/uapi/linux/fcntl.h
 
@@ -62,7 +66,7 @@ def perform(read: Read, job: AnyJob, sock: socket.socket, deadline: float, fds: 
     reserve = min(max(RESERVE_SECONDS, (deadline - begun) / 10), RESERVE_MOST_SECONDS)
     with Store(job.store, job.limits) as store, store.draft() as draft:
         scribe = _Scribe(read, job, sock, fds, draft)
-        scribe.gather(deadline - reserve)
+        scribe.gather(min(deadline - reserve, begun + job.read_s if job.read_s else deadline))
         read_s = time.monotonic() - begun
         _tell(sock, Progress(READ))
         notes = scribe.notes | {"read_ms": round(read_s * 1000, 1)}
@@ -94,6 +98,7 @@ class _Scribe:
         self._writer = draft.writer
         self._part: PartWriter | None = None
         self._lacked: set[tuple[str, str]] = set()
+        self._flushed = 0
         self._step = Step()
         self._phases: set[str] = set()
         self._done = False
@@ -201,6 +206,9 @@ class _Scribe:
                 self._part = self._writer.begin(name, size, about)
             case Piece(data) if self._part is not None:
                 self._part.write(data)
+                if self._writer.written - self._flushed > FLUSH_BYTES:
+                    self._draft.flush()
+                    self._flushed = self._writer.written
             case Gap(length) if self._part is not None:
                 self._part.gap(length)
             case End():

@@ -95,6 +95,13 @@ class Draft:
         self._begun_ns = begun_ns
         self.writer = writer
 
+    def flush(self) -> None:
+        """Wait until what was written so far is on disk. Raises ActFailed."""
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            raise ActFailed(f"the evidence can't be written: {error.strerror}") from error
+
     def commit(self, origin: Origin, target: dict[str, Any], notes: dict[str, Any] | None = None) -> Kept:
         """Make it durable and give it its place in the chain. Raises ActFailed."""
         try:
