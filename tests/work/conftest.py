@@ -34,7 +34,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip here what can't be done here: a skip inside an async test loses its reason on the way through trio."""
     if item.get_closest_marker("root") is not None and os.geteuid() != 0:
         pytest.skip("needs root: it makes cgroups, namespaces and mounts, or looks into other users' processes")
-    if "stuck" in getattr(item, "fixturenames", ()) and not os.access("/dev/fuse", os.R_OK | os.W_OK):
+    if {"stuck", "behind_fuse"} & set(getattr(item, "fixturenames", ())) and not os.access(
+        "/dev/fuse", os.R_OK | os.W_OK
+    ):
         pytest.skip("this machine has no /dev/fuse, or root may not use it")
 
 
@@ -167,10 +169,11 @@ def big(spawn: Spawn) -> Callable[[int], Process]:
     return start
 
 
-# A FUSE mount (fuse(4), include/uapi/linux/fuse.h) in a mount namespace of its own. It answers FUSE_INIT, then nothing,
-# but takes every request: who waits for the answer of one that was taken can't be killed.
+# A FUSE mount (fuse(4), include/uapi/linux/fuse.h) in a mount namespace of its own. It takes every request: who waits
+# for the answer of one that was taken can't be killed. `silent` answers FUSE_INIT only; `file` says that every name is
+# a file, lets it be opened, and answers no read of it; `program` gives /bin/sleep.
 STUCK = """
-import ctypes, os, struct, sys
+import ctypes, os, struct, subprocess, sys
 libc = ctypes.CDLL(None, use_errno=True)
 def call(name, *args):
     if getattr(libc, name)(*args):
@@ -180,13 +183,56 @@ call("mount", b"none", b"/", None, 0x4000 | 0x40000, None)
 fuse = os.open("/dev/fuse", os.O_RDWR)
 options = b"fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other" % fuse
 call("mount", b"stuck", sys.argv[1].encode(), b"fuse", 0, options)
-request = os.read(fuse, 1 << 17)
-unique = struct.unpack_from("<IIQ", request)[2]
-body = struct.pack("<IIIIHHIIHHI", 7, 31, 1 << 16, 0, 16, 12, 1 << 16, 1, 16, 0, 0).ljust(64, b"\\0")
-os.write(fuse, struct.pack("<IiQ", 16 + len(body), 0, unique) + body)
-print("ready", flush=True)
+content = open("/bin/sleep", "rb").read() if sys.argv[2] == "program" else bytes(1 << 20)
+def attributes(inode, mode):
+    return struct.pack("<6Q10I", inode, len(content), 8, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
+def answer(opcode, node, request):
+    if opcode == 26:  # FUSE_INIT
+        return struct.pack("<IIIIHHIIHHI", 7, 31, 1 << 16, 0, 16, 12, 1 << 16, 1, 16, 0, 0).ljust(64, b"\\0")
+    if sys.argv[2] == "silent":
+        return None
+    if opcode == 1:  # FUSE_LOOKUP
+        return struct.pack("<4Q2I", 2, 0, 3600, 3600, 0, 0) + attributes(2, 0o100755)
+    if opcode == 3:  # FUSE_GETATTR
+        return struct.pack("<Q2I", 3600, 0, 0) + attributes(node, 0o100755 if node == 2 else 0o40755)
+    if opcode == 14:  # FUSE_OPEN
+        return struct.pack("<QIi", 1, 0, 0)
+    if opcode == 15 and sys.argv[2] == "program":  # FUSE_READ
+        offset, size = struct.unpack_from("<QI", request, 48)
+        return content[offset : offset + size]
+    return None
+child = None
 while True:
-    os.read(fuse, 1 << 17)
+    request = os.read(fuse, 1 << 17)
+    _, opcode, unique, node = struct.unpack_from("<IIQQ", request)
+    body = answer(opcode, node, request)
+    if body is None and sys.argv[2] == "program":
+        os.write(fuse, struct.pack("<IiQ", 16, -38, unique))  # ENOSYS
+    elif body is not None:
+        os.write(fuse, struct.pack("<IiQ", 16 + len(body), 0, unique) + body)
+    if opcode == 26 and sys.argv[2] == "silent":
+        print("ready", flush=True)
+    elif opcode == 26:
+        file = sys.argv[1] + "/file"
+        hide = [sys.executable, "-c", sys.argv[3], file, "x" * 20000]
+        become = "import os, sys; print(os.getpid(), flush=True); os.execl(sys.argv[1], 'x', '600')"
+        run = [sys.executable, "-c", become, file]
+        child = subprocess.Popen(run if sys.argv[2] == "program" else hide)
+"""
+
+# Maps a page of a file over a page of its own arguments, which it never touches again (proc(5): arg_start).
+HIDE = """
+import ctypes, mmap, os, signal, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.prctl(1, signal.SIGKILL, 0, 0, 0)
+begin = int(open("/proc/self/stat").read().rpartition(") ")[2].split()[45])
+file = os.open(sys.argv[1], os.O_RDONLY)
+page = (begin // 4096 + 2) * 4096
+assert libc.mmap(page, 4096, 1, 0x02 | 0x10, file, 0) == page
+print(os.getpid(), flush=True)
+signal.pause()
 """
 
 
@@ -195,8 +241,20 @@ def stuck(spawn: Spawn, tmp_path: Path) -> Iterator[tuple[str, Process]]:
     """A directory in a FUSE mount that never answers, as seen from outside, and its server."""
     point = tmp_path / "stuck"
     point.mkdir()
-    server = spawn(sys.executable, "-c", STUCK, str(point))
+    server = spawn(sys.executable, "-c", STUCK, str(point), "silent")
     assert line(server) == "ready"
     yield f"/proc/{server.pid}/root{point}", server
     server.send_signal(signal.SIGKILL)  # its mount ends with it, and whoever waits for an answer has an error
     server.wait(PATIENCE_S)
+
+
+@pytest.fixture
+def behind_fuse(spawn: Spawn, tmp_path: Path) -> Callable[[str], int]:
+    """Start a process that needs a FUSE mount: `file` maps what never answers over its arguments, `program` runs it."""
+    point = tmp_path / "stuck"
+    point.mkdir()
+
+    def start(kind: str) -> int:
+        return int(line(spawn(sys.executable, "-c", STUCK, str(point), kind, HIDE)))
+
+    return start
