@@ -31,6 +31,10 @@ class LinuxHeld:
         """What was read when it was taken hold of."""
         return self._facts
 
+    def fileno(self) -> int:
+        """The pidfd, which stays ours: for handing it to a worker."""
+        return self._fd
+
     def signal(self, signo: int) -> bool:
         """Send a signal through the pidfd; False when it has exited already. Raises ActFailed when not permitted."""
         if self.has_exited():
