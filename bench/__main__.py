@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 
-from bench import kills, standing, throughput
+from bench import evidence, kills, standing, throughput
 from bench.table import Row, show
 
 ROWS: dict[str, Callable[[], Iterator[Row]]] = {
@@ -18,6 +18,7 @@ ROWS: dict[str, Callable[[], Iterator[Row]]] = {
     "ndjson": throughput.ndjson,
     "rates": throughput.http,
     "match": standing.match,
+    "snapshot": evidence.snapshot,
     "memory": standing.memory,
     "start": standing.start,
 }

@@ -19,6 +19,7 @@ BENEATH_NO_LINKS = 0x01 | 0x02 | 0x04 | 0x08
 system, through no link at all."""
 
 CHUNK = 256 * 1024
+FIRST = 16 * 1024
 
 _SYS_OPENAT2 = 437
 # The same number on every architecture (asm-generic/unistd.h).
@@ -126,12 +127,16 @@ def reopen(path_fd: int) -> int:
     return os.open(f"/proc/self/fd/{path_fd}", READ)
 
 
-def read_at(directory: int, name: str, limit: int) -> tuple[bytes, bool]:
-    """A whole small file of /proc or a cgroup, at most so many bytes, and whether it was cut. Raises OSError."""
+def read_at(directory: int, name: str, limit: int, *, at_once: bool = False) -> tuple[bytes, bool]:
+    """A whole small file of /proc or a cgroup, at most so many bytes, and whether it was cut. Raises OSError.
+
+    `at_once`: the kernel makes it whole for the first read, so one that is not filled is the end.
+    """
     fd = os.open(name, READ, dir_fd=directory)
     try:
-        data = os.read(fd, min(limit + 1, CHUNK))
-        if not data or len(data) > limit:
+        # Few are larger, and what is asked for is made first.
+        data = os.read(fd, min(limit + 1, FIRST))
+        if not data or len(data) > limit or (at_once and len(data) < FIRST):
             return data[:limit], len(data) > limit
         parts, size = [data], len(data)
         while size <= limit and (data := os.read(fd, min(limit + 1 - size, CHUNK))):

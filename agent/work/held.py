@@ -25,6 +25,10 @@ SMALL = 64 * 1024
 """Bytes of stat, status, cgroup: the kernel's own words, a few hundred usually."""
 
 
+AT_ONCE = frozenset({"stat", "status", "cgroup", "limits"})
+"""Files that the kernel writes whole into a buffer of its own (single_open of seq_file)."""
+
+
 class Process:
     """One held process. `close` it."""
 
@@ -35,11 +39,11 @@ class Process:
 
     def read(self, name: str, limit: int = SMALL) -> tuple[bytes, bool]:
         """A file below /proc/PID, and whether it was cut. Raises OSError; ProcessLookupError when it has ended."""
-        return read_at(self.directory, name, limit)
+        return read_at(self.directory, name, limit, at_once=name in AT_ONCE)
 
     def link(self, name: str) -> bytes:
         """Where a link below /proc/PID leads, as the kernel says it; nothing is followed. Raises OSError."""
-        return os.fsencode(os.readlink(name, dir_fd=self.directory))
+        return os.readlink(name.encode("ascii"), dir_fd=self.directory)
 
     def ended(self) -> bool:
         """Whether it has exited."""
@@ -119,13 +123,19 @@ def _add_member(found: dict[int, Process], pid: int, box: Box) -> None:
     except TargetError:
         return  # gone since it was listed
     try:
-        mine = any(locate(path).container_id == box.container_id for _, path in parse_cgroups(held.read("cgroup")[0]))
+        mine = box.container_id in _containers(held.read("cgroup")[0])
     except OSError:
         mine = False
     if mine:
         found[pid] = held
     else:
         held.close()  # the number was given anew since it was listed, or it has left
+
+
+@functools.lru_cache(maxsize=64)  # the processes of a container say the same
+def _containers(cgroup: bytes) -> frozenset[str]:
+    """The containers that /proc/PID/cgroup names."""
+    return frozenset(locate(path).container_id for _, path in parse_cgroups(cgroup))
 
 
 def _members(box: Box) -> list[int]:

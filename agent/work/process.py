@@ -5,6 +5,7 @@ Texts of the target are data: bytes that are no UTF-8 are written `\\xNN`, and n
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from typing import Any
@@ -50,6 +51,7 @@ _CAPABILITY_LINE = re.compile(rb"^(Cap(?:Inh|Prm|Eff|Bnd|Amb)):\s*([0-9a-f]+)$",
 _SOCKET = re.compile(rb"socket:\[([0-9]+)\]")
 
 
+@functools.lru_cache(maxsize=256)  # of 50 processes nearly all have the same few sets
 def capabilities(mask: int) -> list[str]:
     """The names of a set's members (capabilities(7)); a number for one that is newer than this list."""
     named = [f"CAP_{name}" for number, name in enumerate(_CAPABILITIES) if mask >> number & 1]
@@ -140,7 +142,7 @@ class _Reader:
                 self.faults["fd"] = f"{len(names)} descriptors: only {MAX_FDS} are told"
             for name in sorted(names, key=int)[:MAX_FDS]:
                 try:
-                    target = os.fsencode(os.readlink(name, dir_fd=directory))
+                    target = os.readlink(name.encode("ascii"), dir_fd=directory)
                 except OSError:
                     continue  # closed since it was listed
                 told[name] = text(target)

@@ -17,6 +17,9 @@ from agent.work.aside import Step
 PIECE = 256 * 1024
 """Bytes of a part in one frame."""
 
+TOGETHER = 64 * 1024
+"""Bytes that are sent at once: each wakes the scribe. What a reader that hangs has not sent is read again."""
+
 _LENGTH = struct.Struct("<I")
 
 
@@ -90,6 +93,7 @@ class Teller:
         self.told = told
         self._hung = hung
         self.notes: dict[str, Any] = {}
+        self._waiting = bytearray()
 
     def may(self, step: str) -> bool:
         """Whether to take this step, which may never end. Its name is ASCII; the same step has the same name again."""
@@ -136,9 +140,17 @@ class Teller:
 
     def _send(self, frame: Frame) -> None:
         body = _encoder.encode(frame)
-        left = memoryview(_LENGTH.pack(len(body)) + body)
-        while left:
-            left = left[os.write(self._fd, left) :]
+        self._waiting += _LENGTH.pack(len(body))
+        self._waiting += body
+        if len(self._waiting) >= TOGETHER or isinstance(frame, Phase | Done):
+            self._flush()
+
+    def _flush(self) -> None:
+        with memoryview(self._waiting) as left:
+            sent = 0
+            while sent < len(left):
+                sent += os.write(self._fd, left[sent:])
+        self._waiting.clear()
 
 
 class Listener:

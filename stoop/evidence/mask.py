@@ -6,6 +6,7 @@ passwords in URLs, private keys, tokens of well-known forms. Evidence must be re
 
 from __future__ import annotations
 
+import functools
 import re
 
 # Parts of names, between word borders or glued: DB_PASSWORD, PGPASSWORD, githubToken, SECRET_KEY, AUTHORIZATION.
@@ -31,13 +32,22 @@ _URL_PASSWORD = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]{0,30}://[^\s/@:]{0,256}:)[
 
 MASK = b"***"
 
+SHORT = 256
+"""Bytes of an entry whose masked form is remembered, with 2,047 others."""
 
+
+@functools.lru_cache(maxsize=1024)  # the processes of a container have the same names over and over
 def is_secret_name(name: bytes) -> bool:
     """Whether a variable of this name is taken for a secret."""
     return name not in _HARMLESS and _SECRET_NAME.search(name) is not None
 
 
 def mask_variable(entry: bytes) -> bytes:
+    """One `NAME=value`, masked where it must be. Short ones are remembered: processes inherit them."""
+    return _remembered(entry) if len(entry) < SHORT else _masked(entry)
+
+
+def _masked(entry: bytes) -> bytes:
     """One `NAME=value`, masked where it must be. What is no such pair is masked as a value."""
     name, equals, value = entry.partition(b"=")
     if equals and value and is_secret_name(name):
@@ -50,6 +60,9 @@ def mask_value(value: bytes) -> bytes:
     if b"://" in value:
         value = _URL_PASSWORD.sub(rb"\1" + MASK + rb"\2", value)
     return _SECRET_VALUE.sub(MASK, value)
+
+
+_remembered = functools.lru_cache(maxsize=2048)(_masked)
 
 
 def mask_environment(block: bytes) -> list[bytes]:

@@ -39,8 +39,8 @@ class MemoryParameters(Parameters, frozen=True):
         Meta(
             description="Kinds of regions, the most important first. `unbacked`: executable memory that no file on "
             "disk backs (injected code, memfd, deleted files). `heap`, `stack`. `data`: writable private mappings of "
-            "files. `anonymous`: what belongs to no file. `shared`, `code`, `file`: other mappings. Only pages that are in "
-            "memory are read. Default: unbacked, heap, stack, data, anonymous."
+            "files. `anonymous`: what belongs to no file. `shared`, `code`, `file`: other mappings. Only pages "
+            "that are in memory are read. Default: unbacked, heap, stack, data, anonymous."
         ),
     ] = field(default_factory=list)
     max_bytes: Annotated[
