@@ -157,11 +157,11 @@ if os.fork() == 0:
     two = socket.create_connection(six.getsockname()[:2])
     for each in (listener, six, udp, unix):
         each.close()
-    print(os.getpid(), flush=True)
+    os.write(1, b"%d\\n" % os.getpid())
     sys.stdin.read()
     os._exit(0)
 kept = listener.accept(), six.accept()
-print(listener.getsockname()[1], six.getsockname()[1], udp.getsockname()[1], flush=True)
+os.write(1, b"%d %d %d\\n" % (listener.getsockname()[1], six.getsockname()[1], udp.getsockname()[1]))
 sys.stdin.read()
 """
 
