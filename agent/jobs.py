@@ -92,7 +92,11 @@ class MemoryJob(Job, frozen=True, kw_only=True, tag=True):
     bytes: int
 
 
-AnyJob = SnapshotJob | MemoryJob
+class TidyJob(Job, frozen=True, kw_only=True, tag=True):
+    """Put the evidence store in order, as is due at a start; no target is read. `details["notes"]`: what was done."""
+
+
+AnyJob = SnapshotJob | MemoryJob | TidyJob
 
 
 class Message(msgspec.Struct, frozen=True, tag=True):

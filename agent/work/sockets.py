@@ -44,7 +44,10 @@ def sockets(tables: Mapping[str, bytes], holders: Mapping[int, list[tuple[int, i
         for words in rows:
             if int(words[9]) not in holders:
                 continue
-            row = _told(kind, words)
+            try:
+                row = _told(kind, words)
+            except ValueError:
+                continue  # no line as the kernel writes them
             peer = by_ends.get((words[2], words[1]), 0)
             if peer and row["state"] != "listen":
                 row["peer"] = peer

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from agent.jobs import READ, VOLATILE, LogTail, Result
+from agent.jobs import READ, VOLATILE, LogTail, Result, TidyJob
 from agent.node.host import LinuxHost
 from agent.workers import MAX_ABANDONED_OF_TARGET, MAX_RUNNING, MAX_RUNNING_OF_TARGET, MAX_WAITING
+from stoop.evidence.chain import check_chain
 from stoop.evidence.store import Store
 from tests.real.conftest import PATIENCE_S, Process, Spawn, alive, line
 from tests.work.conftest import ROOT, Bench, await_exit, child_of, whom
@@ -296,3 +297,57 @@ def test_started_without_a_socket_it_says_so() -> None:
     )
     assert ran.returncode == 2
     assert "started by stoop-agent" in ran.stderr
+
+
+@pytest.mark.parametrize("phase", [VOLATILE, READ])
+@pytest.mark.parametrize("whose", ["worker", "nursery"])
+async def test_killed_in_each_phase_the_store_is_whole(
+    bench: Bench, spawn: Spawn, host: LinuxHost, phase: str, whose: str
+) -> None:
+    """What was told as kept is there, and nothing is there by half."""
+    target = whom(spawn("sleep", "600").pid, host)
+    held: list[int] = []
+
+    def kill(came: str) -> None:
+        (worker,) = (each["pid"] for each in bench.workers.status()["running"])
+        if came == phase and worker:
+            held.append(os.pidfd_open(worker))
+            os.kill(worker if whose == "worker" else bench.workers.pid, signal.SIGKILL)
+
+    result = await bench.workers.run(bench.snapshot(target), DEADLINE_S, progress=kill)
+    for pidfd in held:
+        await trio.to_thread.run_sync(await_exit, pidfd)
+    kept = bench.kept()
+    assert len(kept) <= 1
+    assert not result.ok or kept[0][0].bundle == result.details["bundle"]
+    tidied = await bench.workers.run(TidyJob(**bench.common(())), DEADLINE_S)
+    assert tidied.ok
+    assert bench.leftovers() == []
+    assert (await bench.workers.run(bench.snapshot(target), DEADLINE_S)).ok
+    with Store(bench.directory) as store:
+        assert check_chain(store) == []
+
+
+async def test_the_store_is_put_in_order_by_a_worker(bench: Bench) -> None:
+    assert (await bench.workers.run(TidyJob(**bench.common(())), DEADLINE_S)).details == {"notes": []}
+    os.close(os.open(f"{bench.directory}/.writing-0123456789abcdef", os.O_CREAT | os.O_WRONLY, 0o600))
+    result = await bench.workers.run(TidyJob(**bench.common(())), DEADLINE_S)
+    assert result.details["notes"] == [".writing-0123456789abcdef: its writer was killed; it was removed"]
+
+
+async def test_bundles_of_workers_side_by_side_are_one_chain(
+    bench: Bench, spawn: Spawn, host: LinuxHost, nursery: trio.Nursery
+) -> None:
+    target = whom(spawn("sleep", "600").pid, host)
+    results: list[Result] = []
+
+    async def run(key: str) -> None:
+        results.append(await bench.workers.run(bench.snapshot(target, key=key), DEADLINE_S))
+
+    for number in range(12):
+        nursery.start_soon(run, str(number))
+    await bench.until(lambda: len(results) == 12, "all results")
+    assert all(result.ok for result in results)
+    assert [manifest.sequence for manifest, _ in bench.kept()] == list(range(1, 13))
+    with Store(bench.directory) as store:
+        assert check_chain(store) == []
