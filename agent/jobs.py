@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec.msgpack import Decoder as _Decoder
 
+from stoop.evidence.limits import Limits
 from stoop.evidence.manifest import Origin
-from stoop.evidence.store import Limits
 
 T = TypeVar("T")
 

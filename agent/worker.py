@@ -155,6 +155,7 @@ class Nursery:
         code = 1
         try:
             tie_to_parent(nursery)
+            os.setpgid(0, 0)
             self.sock.close()
             for pidfd in self.children:
                 os.close(pidfd)
@@ -180,17 +181,17 @@ class Nursery:
         os.close(child.pidfd)
         del self.children[child.pidfd]
         self.statuses.setdefault(child.id, os.waitstatus_to_exitcode(status))
-        self._adopt(child.id)
+        self._adopt(child)
         if all(other.id != child.id for other in self.children.values()):
             self._say(Ended(child.id, self.statuses.pop(child.id)))
 
-    def _adopt(self, job: int) -> None:
-        """What a worker left behind is ours now (PR_SET_CHILD_SUBREAPER), and has to end."""
+    def _adopt(self, worker: Child) -> None:
+        """What a worker left is ours now (PR_SET_CHILD_SUBREAPER), and has to end. Its group tells whose it was."""
         known = {child.pid for child in self.children.values()}
         for pid in _children():
-            if pid in known:
+            if pid in known or os.getpgid(pid) != worker.pid:
                 continue
-            orphan = Child(job, pid, os.pidfd_open(pid), 0.0)
+            orphan = Child(worker.id, pid, os.pidfd_open(pid), 0.0)
             self._add(orphan)
             self._kill(orphan)
 

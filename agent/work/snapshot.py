@@ -230,14 +230,14 @@ class _Snapshot:
     def _copy_executables(self) -> None:
         left = self._job.executable_bytes
         hanging = {mount.device for mount in self._mounts if mount.kind.startswith("fuse")}
-        for number, found in enumerate(self._executables.values()):
-            name = f"executables/{number}.bin"
+        for found in self._executables.values():
             looks = found.looks
+            name = f"executables/{looks.device.replace(':', '-')}-{looks.inode}.bin"
             if looks.device in hanging:
                 self._teller.lacks(found.path, "it lies in a FUSE file system, which need not answer")
             elif not looks.is_regular:
                 self._teller.lacks(found.path, "it is no regular file")
-            elif name not in self._teller.told and self._teller.may(f"copy {number}"):
+            elif name not in self._teller.told and self._teller.may(f"copy {name}"):
                 size = min(looks.size, left)
                 if size < looks.size:
                     self._teller.lacks(found.path, f"{size} of {looks.size} bytes: the snapshot's bound")

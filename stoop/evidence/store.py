@@ -24,27 +24,12 @@ import msgspec
 
 from stoop.errors import ActFailed, StartRefused
 from stoop.evidence import manifest as manifests
+from stoop.evidence.limits import DIRECTORY, Limits
 from stoop.evidence.manifest import SUFFIX, Manifest, Origin
 from stoop.evidence.reading import BundleError, BundleReader
 from stoop.evidence.writing import BundleWriter
 
-DIRECTORY = "evidence"
-"""Below the state directory."""
-
-MAX_BYTES = 4 * 1024**3
-"""Of all bundles: some thousand snapshots and a few memory images, on a node whose disk is not made for that."""
-
-MAX_BUNDLE_BYTES = 2 * 1024**3
-"""Of one bundle's file: what comes beyond is told as missing. One must never push out all others."""
-
-MAX_COUNT = 2000
-"""Bundles: their names are listed whenever one is added."""
-
-MAX_AGE_S = 30 * 24 * 3600.0
-"""Seconds after which a bundle is let go."""
-
-MIN_FREE_BYTES = 256 * 1024**2
-"""Of the file system: nothing is begun below it, for the journal lies on the same one."""
+__all__ = ["DIRECTORY", "Draft", "Head", "Kept", "Limits", "Store"]
 
 HEAD = "head.json"
 LOCK = "lock"
@@ -54,16 +39,6 @@ LOCK_SECONDS = 10.0
 """How long a bundle waits for its turn to take its place: each takes a few ms, and a slow disk's sync."""
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """What the store may hold; 0 is no limit."""
-
-    max_bytes: int = MAX_BYTES
-    max_count: int = MAX_COUNT
-    max_age_s: float = MAX_AGE_S
-    max_bundle_bytes: int = MAX_BUNDLE_BYTES
-    min_free_bytes: int = MIN_FREE_BYTES
 
 
 class Head(msgspec.Struct, frozen=True):

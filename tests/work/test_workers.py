@@ -227,7 +227,7 @@ async def test_a_fuse_mount_that_never_answers_costs_one_part(
     assert result.details["hung"] == ["log"]
     manifest, parts = bench.only()
     assert f"processes/{target.pid}.json" in parts
-    assert "executables/0.bin" in parts  # what comes after the step that hung
+    assert any(name.startswith("executables/") for name in parts)  # what comes after the step that hung
     assert [missing.why for missing in manifest.missing if missing.what == "log"] == ["it did not answer"]
     await bench.until(lambda: bench.workers.status()["abandoned"] == {"a": 1}, "it is given up")
     assert bench.workers.status()["running"] == []
