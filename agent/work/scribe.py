@@ -108,6 +108,7 @@ class _Scribe:
     def gather(self, deadline: float) -> None:
         """Have the target read until all is there, the deadline, or the last reader."""
         for _ in range(MAX_READERS):
+            self._step.set("")
             status = self._one_reader(deadline)
             self._end_part()
             if self._done:
@@ -117,10 +118,9 @@ class _Scribe:
                 self._writer.lacks("the rest", f"the deadline came at step {step!r}")
                 return
             why = "it did not answer" if status is None else f"its reader ended (status {status})"
-            self._writer.lacks(step, why)
-            if not step or step in self.hung:
-                break
-            self.hung.add(step)
+            self._writer.lacks(step or "the beginning", why)
+            if step:
+                self.hung.add(step)
         self._writer.lacks("the rest", "too many steps did not answer")
 
     def _one_reader(self, deadline: float) -> int | None:

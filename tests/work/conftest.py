@@ -19,7 +19,7 @@ from agent.node.host import LinuxHost
 from agent.workers import Workers
 from stoop.evidence.manifest import Manifest, Origin, Part
 from stoop.evidence.store import Limits, Store
-from tests.real.conftest import PATIENCE_S, Process, Spawn, line
+from tests.real.conftest import PATIENCE_S, Process, Spawn, line, v2_mount
 from tests.real.conftest import host as host
 from tests.real.conftest import make_box as make_box
 from tests.real.conftest import make_namespaced as make_namespaced
@@ -34,9 +34,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip here what can't be done here: a skip inside an async test loses its reason on the way through trio."""
     if item.get_closest_marker("root") is not None and os.geteuid() != 0:
         pytest.skip("needs root: it makes cgroups, namespaces and mounts, or looks into other users' processes")
-    if {"stuck", "behind_fuse"} & set(getattr(item, "fixturenames", ())) and not os.access(
-        "/dev/fuse", os.R_OK | os.W_OK
-    ):
+    fixtures = set(getattr(item, "fixturenames", ()))
+    if {"make_box", "container"} & fixtures and v2_mount() is None:
+        pytest.skip("this machine has no cgroups of the layout v2")
+    if {"stuck", "behind_fuse"} & fixtures and not os.access("/dev/fuse", os.R_OK | os.W_OK):
         pytest.skip("this machine has no /dev/fuse, or root may not use it")
 
 

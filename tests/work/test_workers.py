@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -74,7 +74,12 @@ async def test_a_killed_worker_is_a_result(bench: Bench, big: Big, host: LinuxHo
     assert (await bench.workers.run(bench.snapshot(target), DEADLINE_S)).ok
 
 
-async def test_a_killed_reader_costs_its_step(bench: Bench, big: Big, host: LinuxHost, nursery: trio.Nursery) -> None:
+@pytest.mark.parametrize(
+    ("signo", "said"), [(signal.SIGKILL, "its reader ended"), (signal.SIGSTOP, "it did not answer")]
+)
+async def test_a_reader_that_fails_costs_its_step(
+    bench: Bench, big: Big, host: LinuxHost, nursery: trio.Nursery, signo: int, said: str
+) -> None:
     target = whom(big(MIB_FOR_A_WHILE).pid, host)
     results: list[Result] = []
 
@@ -84,11 +89,12 @@ async def test_a_killed_reader_costs_its_step(bench: Bench, big: Big, host: Linu
     nursery.start_soon(run)
     (worker,) = await bench.running()
     await bench.until(lambda: bool(Path(f"/proc/{worker}/task/{worker}/children").read_text()), "its reader")
-    os.kill(child_of(worker), signal.SIGKILL)
+    os.kill(child_of(worker), signo)
     await bench.until(lambda: bool(results), "its result")
     assert results[0].ok
     manifest, _ = bench.only()
-    assert any("its reader ended" in missing.why for missing in manifest.missing)
+    assert any(said in missing.why for missing in manifest.missing)
+    assert manifest.notes["memory_bytes"] > 0  # another one went on
 
 
 async def test_a_killed_nursery_ends_its_workers_and_comes_again(
@@ -351,3 +357,26 @@ async def test_bundles_of_workers_side_by_side_are_one_chain(
     assert [manifest.sequence for manifest, _ in bench.kept()] == list(range(1, 13))
     with Store(bench.directory) as store:
         assert check_chain(store) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[str]:
+    """A file system of 8 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: it mounts a file system")
+    point = str(tmp_path / "small")
+    os.mkdir(point)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "stoop-test", point], check=True, timeout=PATIENCE_S)
+    yield point
+    subprocess.run(["umount", point], check=True, timeout=PATIENCE_S)
+
+
+async def test_a_full_disk_is_a_result_and_leaves_nothing(
+    small_disk: str, bench: Bench, big: Big, host: LinuxHost
+) -> None:
+    target = whom(big(20).pid, host)
+    result = await bench.workers.run(bench.memory(target, store=f"{small_disk}/evidence"), DEADLINE_S)
+    assert result == Result(False, "the evidence can't be written: No space left on device")
+    assert os.listdir(f"{small_disk}/evidence") == []
+    again = await bench.workers.run(bench.snapshot(target, store=f"{small_disk}/evidence"), DEADLINE_S)
+    assert again.ok, again
