@@ -82,7 +82,8 @@ SPEC = ActionSpec(
     idempotent=True,
     blocking=True,
     output=OutputUse.ALLOWED,
-    node_rights=("CAP_SYS_PTRACE",),
+    # /proc/PID/mem belongs to the process's user, mode 0600.
+    node_rights=("CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"),
     example="""\
 - action: Keep its memory
   actionner: evidence:memory
