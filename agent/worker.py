@@ -156,6 +156,7 @@ class Nursery:
         try:
             tie_to_parent(nursery)
             os.setpgid(0, 0)
+            gc.disable()  # it lives for one bounded job, whose values hold no cycles
             self.sock.close()
             for pidfd in self.children:
                 os.close(pidfd)

@@ -32,10 +32,13 @@ AT_ONCE = frozenset({"stat", "status", "cgroup", "limits"})
 class Process:
     """One held process. `close` it."""
 
+    __slots__ = ("cgroup", "directory", "pid", "pidfd")
+
     def __init__(self, pid: int, pidfd: int, directory: int) -> None:
         self.pid = pid
         self.pidfd = pidfd
         self.directory = directory
+        self.cgroup = b""  # /proc/PID/cgroup, where it was read to prove whose the process is
 
     def read(self, name: str, limit: int = SMALL) -> tuple[bytes, bool]:
         """A file below /proc/PID, and whether it was cut. Raises OSError; ProcessLookupError when it has ended."""
@@ -123,7 +126,8 @@ def _add_member(found: dict[int, Process], pid: int, box: Box) -> None:
     except TargetError:
         return  # gone since it was listed
     try:
-        mine = box.container_id in _containers(held.read("cgroup")[0])
+        held.cgroup = held.read("cgroup")[0]
+        mine = box.container_id in _containers(held.cgroup)
     except OSError:
         mine = False
     if mine:

@@ -31,6 +31,9 @@ MAX_FDS = 4096
 MAX_THREADS = 512
 """Threads of one process that are named."""
 
+REMEMBERED, REMEMBERED_BYTES = 32, 16 * 1024
+"""Texts that are the same for many processes: so many are kept, each shorter than that."""
+
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 LINKS = ("exe", "cwd", "root")
 CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
@@ -76,10 +79,10 @@ def volatile(teller: Teller, held: Process) -> tuple[dict[str, Any], dict[int, i
     }
     told["stat"] = text(reader.read("stat"))
     told["cmdline"] = [text(word) for word in reader.read("cmdline", CMDLINE_BYTES).rstrip(b"\0").split(b"\0")]
-    told["environment"] = [text(entry) for entry in mask_environment(reader.read("environ", ENVIRON_BYTES))]
-    told["maps"] = text(reader.read("maps", MAPS_BYTES)).splitlines()
-    told["limits"] = text(reader.read("limits")).splitlines()
-    told["cgroup"] = text(reader.read("cgroup")).splitlines()
+    told["environment"] = _environment(reader.read("environ", ENVIRON_BYTES))
+    told["maps"] = text(reader.read("maps", MAPS_BYTES))
+    told["limits"] = _lines(reader.read("limits"))
+    told["cgroup"] = _lines(held.cgroup or reader.read("cgroup"))
     told |= {name: text(reader.link(name)) for name in LINKS}
     told["namespaces"] = {name: text(reader.link(f"ns/{name}")) for name in NAMESPACES}
     told["fds"], sockets = reader.fds()
@@ -90,6 +93,24 @@ def volatile(teller: Teller, held: Process) -> tuple[dict[str, Any], dict[int, i
     if held.ended():
         told["ended"] = "it exited while it was read: what is missing was gone"
     return told, sockets
+
+
+def _environment(block: bytes) -> list[str]:
+    """Masked. The processes of a container mostly have the same: short ones are remembered."""
+    return _known_environment(block) if len(block) < REMEMBERED_BYTES else _masked(block)
+
+
+def _masked(block: bytes) -> list[str]:
+    return [text(entry) for entry in mask_environment(block)]
+
+
+_known_environment = functools.lru_cache(maxsize=REMEMBERED)(_masked)
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _lines(data: bytes) -> list[str]:
+    """Of a file of some hundred bytes that is the same for many."""
+    return text(data).splitlines()
 
 
 class _Reader:

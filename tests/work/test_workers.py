@@ -94,7 +94,7 @@ async def test_a_reader_that_fails_costs_its_step(
     assert results[0].ok
     manifest, _ = bench.only()
     assert any(said in missing.why for missing in manifest.missing)
-    assert manifest.notes["memory_bytes"] > 0  # another one went on
+    assert "memory_bytes" in manifest.notes  # another one went on to the end
 
 
 async def test_a_killed_nursery_ends_its_workers_and_comes_again(
