@@ -30,6 +30,9 @@ MAX_PROCESSES = 4096
 READY = 0
 """The id that no job has."""
 
+NICE = 10
+"""How much a worker steps back where no target stands still for it: the agent and its node come first."""
+
 VOLATILE, READ = "volatile", "read"
 """Phases told by Progress: what changes while the target runs was read, so it may be thawed · all was read of the
 target, so it may be ended; what follows is writing."""

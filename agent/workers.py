@@ -199,6 +199,10 @@ class Workers:
         running = [each.key for each in self._jobs.values() if not each.abandoned]
         return len(running) < MAX_RUNNING and running.count(key) < MAX_RUNNING_OF_TARGET
 
+    def pids(self) -> frozenset[int]:
+        """The nursery and the workers of now: our own, never to be acted on. Readers are the workers' children."""
+        return frozenset(pid for pid in (self.pid, *(each.pid for each in self._jobs.values())) if pid)
+
     def status(self) -> dict[str, Any]:
         """What `stoop status` tells: the nursery, what runs, what hangs, how jobs ended so far."""
         hanging: Counter[str] = Counter()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from agent.jobs import VOLATILE, MemoryJob
+from agent.jobs import NICE, VOLATILE, MemoryJob
 from agent.node.procfs import text
 from agent.work.held import Process, hold_all
 from agent.work.process import MAPS_BYTES
@@ -108,7 +108,7 @@ def read(teller: Teller, job: MemoryJob, fds: tuple[int, ...]) -> None:
     held = hold_all(teller, job, fds)
     if not held:
         raise TargetGone("none of its processes is left")
-    os.nice(10)
+    os.nice(NICE)
     _Memory(teller, job).read(held)
     teller.phase(VOLATILE)
 

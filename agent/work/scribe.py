@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from agent.jobs import READ, VOLATILE, AnyJob, Progress, Result, encode
+from agent.jobs import NICE, READ, VOLATILE, AnyJob, Progress, Result, SnapshotJob, encode
 from agent.node.procfs import parse_stat
 from agent.work.aside import Step, tie_to_parent
 from agent.work.telling import Begin, Done, End, Gap, Lack, Listener, Phase, Piece, Teller, Whole
@@ -63,6 +63,8 @@ Read = Callable[[Teller, Any, tuple[int, ...]], None]
 def perform(read: Read, job: AnyJob, sock: socket.socket, deadline: float, fds: tuple[int, ...]) -> Result:
     """Read by `read`, write a bundle, commit it. `deadline`: CLOCK_MONOTONIC seconds. Raises StoopError."""
     begun = time.monotonic()
+    if not isinstance(job, SnapshotJob):  # of which the target may stand still in the beginning
+        os.nice(NICE)
     reserve = min(max(RESERVE_SECONDS, (deadline - begun) / 10), RESERVE_MOST_SECONDS)
     with Store(job.store, job.limits) as store, store.draft() as draft:
         scribe = _Scribe(read, job, sock, fds, draft)
@@ -218,6 +220,8 @@ class _Scribe:
                 self._writer.lacks(what, why)
             case Phase(name) if name not in self._phases:
                 self._phases.add(name)
+                if name == VOLATILE and isinstance(self._job, SnapshotJob):
+                    os.nice(NICE)
                 _tell(self._sock, Progress(name))
             case Done(notes):
                 self.notes |= notes

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from agent.jobs import VOLATILE, LogTail, SnapshotJob
+from agent.jobs import NICE, VOLATILE, LogTail, SnapshotJob
 from agent.node.procfs import text
 from agent.work import cgroups
 from agent.work.files import CHUNK, Looks, look, open_beneath, pieces, reopen
@@ -38,8 +38,6 @@ TABLES_BYTES = 4 * 1024 * 1024
 """Of all tables together: they are kept until the target runs again."""
 
 MOUNTS_BYTES = 1024 * 1024
-NICE = 10
-"""How much a worker steps back once the target runs again: the agent and its node come first."""
 
 _PATH = os.O_PATH | os.O_CLOEXEC
 _TOP = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import struct
 import sys
 from pathlib import Path
 
@@ -30,15 +32,29 @@ from agent.work.process import capabilities, inode_of
 from agent.work.sockets import address, sockets
 from agent.work.telling import AnyFrame, Begin, Done, End, Gap, Lack, Listener, Phase, Piece, Teller, Whole
 
-little = pytest.mark.skipif(sys.byteorder != "little", reason="the kernel prints addresses in the machine's order")
 
+def printed(host: str, port: int) -> bytes:
+    """An address as the kernel prints it: words of 4 bytes as numbers of this machine."""
+    raw = ipaddress.ip_address(host).packed
+    words = struct.unpack(f"={len(raw) // 4}I", raw)
+    return b"%s:%04X" % (b"".join(b"%08X" % word for word in words), port)
+
+
+A, B, OTHER, NONE = (
+    printed("127.0.0.1", 8080),
+    printed("127.0.0.1", 50000),
+    printed("10.0.0.2", 50001),
+    printed("0.0.0.0", 0),
+)
+FAR = printed("8.8.8.8", 443)
+REST = b"00000000:00000000 00:00000000 00000000"
 HEADER = b"  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
 TCP = HEADER + (
-    b"   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 10 1 0 100 0 0 10 0\n"
-    b"   1: 0100007F:1F90 0100007F:C350 01 00000000:00000000 00:00000000 00000000  1000        0 11 1 0 20 4 30 10 -1\n"
-    b"   2: 0100007F:C350 0100007F:1F90 01 00000000:00000000 00:00000000 00000000  1000        0 12 1 0 20 4 30 10 -1\n"
-    b"   3: 0200000A:C351 08080808:01BB 01 00000000:00000000 00:00000000 00000000  1000        0 13 1 0 20 4 30 10 -1\n"
-    b"   5: 0100007F:1F90 no 01 0:0 0:0 0 0 0 11\nnonsense\n   4: zz yy xx 00 00 00 00 0 0 abc\n"
+    b"   0: %s %s 0A %s     0        0 10 1 0 100 0 0 10 0\n" % (A, NONE, REST)
+    + b"   1: %s %s 01 %s  1000        0 11 1 0 20 4 30 10 -1\n" % (A, B, REST)
+    + b"   2: %s %s 01 %s  1000        0 12 1 0 20 4 30 10 -1\n" % (B, A, REST)
+    + b"   3: %s %s 01 %s  1000        0 13 1 0 20 4 30 10 -1\n" % (OTHER, FAR, REST)
+    + b"   5: %s no 01 0:0 0:0 0 0 0 11\nnonsense\n   4: zz yy xx 00 00 00 00 0 0 abc\n" % A
 )
 UNIX = b"""Num       RefCount Protocol Flags    Type St Inode Path
 0000: 00000002 00000000 00010000 0001 01 20 /run/a b\n0000: 00000003 00000000 00000000 0001 03 21
@@ -46,17 +62,18 @@ UNIX = b"""Num       RefCount Protocol Flags    Type St Inode Path
 """
 
 
-@little
 def test_addresses() -> None:
-    assert address(b"0100007F:1F90") == "127.0.0.1:8080"
-    assert address(b"00000000000000000000000001000000:0050") == "[::1]:80"
-    assert address(b"B80D01200000000000000000010000A0:01BB") == "[2001:db8::a000:1]:443"
+    for host in ("127.0.0.1", "10.1.2.3", "255.255.255.255"):
+        assert address(printed(host, 8080)) == f"{host}:8080"
+    for host in ("::1", "2001:db8::a000:1"):
+        assert address(printed(host, 443)) == f"[{host}]:443"
+    if sys.byteorder == "little":
+        assert address(b"0100007F:1F90") == "127.0.0.1:8080"
     for wrong in (b"", b"01:02", b"zz:1", b"0100007F:", b"0100007F"):
         with pytest.raises(ValueError):
             address(wrong)
 
 
-@little
 def test_peers_in_one_namespace() -> None:
     found = {row["inode"]: row for row in sockets({"tcp": TCP}, {11: [(1, 3)], 12: [(2, 4)], 13: [(2, 5)]})}
     assert sorted(found) == [11, 12, 13]
