@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import os
 import stat
 from collections.abc import Iterator
@@ -145,6 +146,15 @@ def read_at(directory: int, name: str, limit: int, *, at_once: bool = False) -> 
     finally:
         os.close(fd)
     return (parts[0] if len(parts) == 1 else b"".join(parts))[:limit], size > limit
+
+
+def names(directory: int, limit: int) -> list[bytes]:
+    """At most so many names in a directory, in the order in which the kernel gives them. Raises OSError.
+
+    One at a time: a target can make a directory with more names than there is memory for.
+    """
+    with os.scandir(directory) as entries:
+        return [os.fsencode(entry.name) for entry in itertools.islice(entries, limit)]
 
 
 def pieces(fd: int, size: int) -> Iterator[bytes]:

@@ -109,7 +109,7 @@ def hold_all(teller: Teller, job: AnyJob, fds: tuple[int, ...]) -> list[Process]
                 teller.lacks("processes", f"more than {MAX_PROCESSES}")
                 break
             if pid not in found:
-                _add_member(found, pid, job.container)
+                _add_member(teller, found, pid, job.container)
     return list(found.values())
 
 
@@ -120,11 +120,14 @@ def _add(teller: Teller, found: dict[int, Process], whom: Whom, pidfd: int) -> N
         teller.lacks(f"process {whom.pid}", error.reason)
 
 
-def _add_member(found: dict[int, Process], pid: int, box: Box) -> None:
+def _add_member(teller: Teller, found: dict[int, Process], pid: int, box: Box) -> None:
     try:
         held = hold(pid)
-    except TargetError:
-        return  # gone since it was listed
+    except TargetGone:
+        return  # since it was listed
+    except TargetError as error:
+        teller.lacks(f"process {pid}", error.reason)
+        return
     try:
         held.cgroup = held.read("cgroup")[0]
         mine = box.container_id in _containers(held.cgroup)

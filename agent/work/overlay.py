@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from agent.node.procfs import text
-from agent.work.files import Looks, look, open_beneath
+from agent.work.files import Looks, look, names, open_beneath
 
 MAX_ENTRIES = 20_000
 """Entries told; some 250 bytes each. An unpacked archive of the attacker's may have more: the list says so."""
@@ -88,11 +88,11 @@ class Changes:
 
     def _directory(self, fd: int, path: bytes, depth: int) -> None:
         try:
-            names = sorted(map(os.fsencode, os.listdir(fd)))
+            found_names = sorted(names(fd, MAX_ENTRIES + 1 - len(self.lines)))
         except OSError as error:
             self.lacks.append(f"{text(path)}: {error.strerror}")
             return
-        for name in names:
+        for name in found_names:
             if len(self.lines) >= MAX_ENTRIES:
                 return
             try:

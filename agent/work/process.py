@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from agent.node.procfs import parse_stat, text
+from agent.work.files import names
 from agent.work.held import Process
 from agent.work.telling import Teller
 from stoop.evidence.mask import mask_environment
@@ -158,15 +159,15 @@ class _Reader:
             self.faults["fd"] = str(error.strerror)
             return told, sockets
         try:
-            names = os.listdir(directory)
-            if len(names) > MAX_FDS:
-                self.faults["fd"] = f"{len(names)} descriptors: only {MAX_FDS} are told"
-            for name in sorted(names, key=int)[:MAX_FDS]:
+            found = names(directory, MAX_FDS + 1)
+            if len(found) > MAX_FDS:
+                self.faults["fd"] = f"more than {MAX_FDS} descriptors: the rest is not told"
+            for name in found[:MAX_FDS]:  # the kernel lists them in order
                 try:
-                    target = os.readlink(name.encode("ascii"), dir_fd=directory)
+                    target = os.readlink(name, dir_fd=directory)
                 except OSError:
                     continue  # closed since it was listed
-                told[name] = text(target)
+                told[name.decode("ascii")] = text(target)
                 if target.startswith(b"socket:") and (inode := inode_of(target)):
                     sockets[inode] = int(name)
         except OSError as error:
@@ -184,17 +185,17 @@ class _Reader:
             self.faults["task"] = str(error.strerror)
             return told
         try:
-            names = sorted(os.listdir(directory), key=int)
+            found = names(directory, MAX_THREADS + 1)
         except OSError as error:
             self.faults["task"] = str(error.strerror)
-            names = []
+            found = []
         finally:
             os.close(directory)
-        if len(names) > MAX_THREADS:
-            self.faults["task"] = f"{len(names)} threads: only {MAX_THREADS} are told"
-        for name in names[:MAX_THREADS]:
+        if len(found) > MAX_THREADS:
+            self.faults["task"] = f"more than {MAX_THREADS} threads: the rest is not told"
+        for name in found[:MAX_THREADS]:
             try:
-                stat = parse_stat(self._held.read(f"task/{name}/stat")[0])
+                stat = parse_stat(self._held.read(f"task/{name.decode('ascii')}/stat")[0])
             except (OSError, ValueError):
                 continue  # it has ended since it was listed
             told.append({"tid": int(name), "name": stat.comm, "state": stat.state})

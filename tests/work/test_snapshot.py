@@ -15,6 +15,7 @@ import pytest
 from agent.jobs import Box, LogTail, Whom
 from agent.node.host import LinuxHost
 from agent.work.memory import KINDS
+from agent.work.process import MAX_FDS, MAX_THREADS
 from tests.real.conftest import MakeBox, Spawn, await_that, line
 from tests.work.conftest import Bench, whom
 
@@ -349,3 +350,31 @@ async def test_an_executable_in_a_fuse_mount_is_not_opened(
     path = told(parts, pid)["exe"]
     assert missing(manifest)[path] == "it lies in a FUSE file system, which need not answer"
     assert "hung" not in manifest.notes
+
+
+# Opens 5,000 descriptors and starts 600 threads.
+MANY = """
+import os, resource, threading
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 6000), hard))
+kept = [os.open("/dev/null", os.O_RDONLY) for _ in range(5000)]
+threading.stack_size(64 * 1024)
+end = threading.Event()
+for _ in range(600):
+    threading.Thread(target=end.wait, daemon=True).start()
+print("ready", flush=True)
+end.wait()
+"""
+
+
+async def test_more_descriptors_and_threads_than_are_told(bench: Bench, spawn: Spawn, host: LinuxHost) -> None:
+    target = spawn(sys.executable, "-c", MANY)
+    assert line(target) == "ready"
+    _, parts = await taken(bench, bench.snapshot(whom(target.pid, host)))
+    found = told(parts, target.pid)
+    assert len(found["fds"]) == MAX_FDS
+    assert len(found["threads"]) == MAX_THREADS
+    assert found["not_read"] == {
+        "fd": f"more than {MAX_FDS} descriptors: the rest is not told",
+        "task": f"more than {MAX_THREADS} threads: the rest is not told",
+    }
