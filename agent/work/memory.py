@@ -122,6 +122,7 @@ class _Memory:
         self._buffer = bytearray(CHUNK)
 
     def read(self, processes: list[Process]) -> None:
+        """All that is wanted of each, in order, until the bound."""
         for held in processes:
             if self._left < PAGE or self._regions >= MAX_REGIONS:
                 self._teller.lacks(f"memory of {held.pid}", "the bound was reached before its turn came")

@@ -80,6 +80,7 @@ class _Snapshot:
         self._mounts: list[Mount] = []
 
     def read(self) -> None:
+        """All of it, in the order of this module's head."""
         for held in self._held:
             self._process(held)
         self._cgroups()

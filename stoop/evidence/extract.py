@@ -33,6 +33,7 @@ class _Folder:
         self._file = -1
 
     def close(self) -> None:
+        """Idempotent."""
         for fd in (self._file, self._root):
             if fd >= 0:
                 os.close(fd)
