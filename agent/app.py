@@ -6,6 +6,8 @@ stop:  intakes → what is under way, until the grace period ends → responder 
 
 from __future__ import annotations
 
+import agent.loading  # isort: skip  # noqa: F401 - before trio
+
 import argparse
 import faulthandler
 import os
@@ -19,10 +21,11 @@ from typing import Any
 import trio
 
 from agent.control import ControlServer
+from agent.link import Link
 from agent.reflex import Marks, Reflex
 from stoop import config as configuration
-from stoop.config import DEFAULT_PATH, Config
-from stoop.errors import UserError
+from stoop.config import DEFAULT_PATH, Config, OnStop
+from stoop.errors import StartRefused, UserError
 from stoop.intake.file import FileIntake
 from stoop.intake.http import HttpIntake
 from stoop.intake.stdin import StdinIntake
@@ -60,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(arguments.config, arguments.rules, os.environ)
         for warning in config.warnings:
-            print(f"stoop-agent: {printable(warning)}", file=sys.stderr)  # noqa: T201 - there is no log before the helper
+            print(f"stoop-agent: {printable(_warning(warning))}", file=sys.stderr)  # noqa: T201 - there is no log before the helper
         run(config)
     except UserError as error:
         complaints: list[UserError] = [error]
@@ -69,9 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         return 0
     for complaint in complaints:
-        for line in str(complaint).splitlines():
+        for line in (*map(_warning, complaint.warnings), *str(complaint).splitlines()):
             print(f"stoop-agent: {printable(line)}", file=sys.stderr)  # noqa: T201 - the program ends with it
     return 2
+
+
+def _warning(text: object) -> str:
+    return f"warning: {text}"
 
 
 def _complaints(group: BaseExceptionGroup[BaseException]) -> list[UserError]:
@@ -112,6 +119,7 @@ def run(config: Config) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL)
     _raise_open_files()
     reflex = Reflex(config)
+    reflex.own.reserve.fill()
     age_s = config.guard.max_alert_age_ns / 1e9
     # An alert that comes again after twice its age has expired in any case; without an age, an hour is remembered.
     recovery = reflex.journal.open(recent_s=2 * age_s or RECENT_SECONDS)
@@ -141,12 +149,16 @@ async def live(reflex: Reflex) -> None:
             await base.start(control.serve)
             await _first_rules(reflex, told)
             await base.start(reflex.responder.serve)
+            await base.start(reflex.giveback.serve)
             base.start_soon(_tick, reflex)
             base.start_soon(reflex.rule_files.watch, reflex.rules_changed, reflex.warn)
+            base.start_soon(reflex.host.follow)
             if not told.is_set():
                 await _take_in(reflex, told)
             with trio.move_on_after(GRACE_SECONDS) as grace:
                 await reflex.responder.idle()
+                if reflex.config.on_stop is OnStop.UNDO:
+                    await reflex.giveback.undo_all()
             reflex.say("info", "stopping", unfinished=grace.cancelled_caught)
             base.cancel_scope.cancel()
 
@@ -170,15 +182,24 @@ async def _first_rules(reflex: Reflex, told: trio.Event) -> None:
     with trio.move_on_after(FIRST_RULES_SECONDS) as patience:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_when, told, nursery.cancel_scope)
+            nursery.start_soon(_refuse_without_helper, reflex.link)
             await reflex.rulebook.first()
             nursery.cancel_scope.cancel()
-    if patience.cancelled_caught and reflex.link.trouble:
-        raise UserError(f"the helper can't be started: {reflex.link.trouble}", where=sys.executable)
     if patience.cancelled_caught:
         raise UserError(
             f"the helper did not check the rules within {FIRST_RULES_SECONDS:g} s",
             hint="run `stoop rules check` to see whether they can be loaded",
         )
+
+
+async def _refuse_without_helper(link: Link) -> None:
+    """Without a helper no rules ever come. Raises StartRefused as soon as that is clear."""
+    why = await link.hopeless()
+    raise StartRefused(
+        f"the helper can't be started: {why}",
+        where=f"{sys.executable} -m agent.helper",
+        hint="see why this command does not run; what it wrote, if anything, stands above",
+    )
 
 
 async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:

@@ -12,7 +12,7 @@ import trio
 
 from agent.jobs import MAX_PROCESSES, VOLATILE, Box, Job, Result, Whom
 from agent.workers import Workers
-from stoop.spec import ContainerFacts, ProcessFacts
+from stoop.node import ContainerFacts, ProcessFacts
 
 
 def whom(facts: ProcessFacts) -> Whom:

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import trio
@@ -46,7 +46,7 @@ NO_ROOM_SECONDS = 0.2
 MAX_UNREAD = 1000
 """Records kept for one follower that does not read."""
 
-Answer = Callable[[AnyRequest], Any]
+Answer = Callable[[AnyRequest], Awaitable[Any]]
 
 
 class Followers:
@@ -167,7 +167,7 @@ class ControlServer:
             if isinstance(request, Subscribe):
                 await self._follow(stream)
                 return True
-            reply = Reply(True, result=self._answer(request))
+            reply = Reply(True, result=await self._answer(request))
         except StoopError as error:
             reply = Reply(False, error=str(error))
         with trio.move_on_after(ANSWER_SECONDS) as patience:

@@ -22,13 +22,20 @@ class Front:
     """Implements `stoop.intake.sink.Sink`."""
 
     def __init__(
-        self, responder: Responder, metrics: Metrics, own: Own, say: Callable[..., None], mono_ns: Callable[[], int]
+        self,
+        responder: Responder,
+        metrics: Metrics,
+        own: Own,
+        say: Callable[..., None],
+        mono_ns: Callable[[], int],
+        look_at_clock: Callable[[], None],
     ) -> None:
         self._responder = responder
         self._metrics = metrics
         self._own = own
         self._say = say
         self._mono_ns = mono_ns
+        self._look_at_clock = look_at_clock  # before each batch: a step must be known before an alert is judged by it
         self._senders: dict[int, int] = {}
         self._said: dict[tuple[str, str], tuple[int, int]] = {}
         self.connections: dict[str, int] = {}
@@ -62,6 +69,7 @@ class Front:
         self, alerts: list[Alert], received_ns: int, peer: Peer, settled: Callable[[], None] | None = None
     ) -> None:
         """Match and act."""
+        self._look_at_clock()
         self._responder.accept(alerts, received_ns, peer.kind, settled)
         self.last_alert_mono_ns = self._mono_ns()
         self.last_by_intake[peer.kind] = received_ns

@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
         sys.stderr.write(f"agent.helper is started by stoop-agent, with a socket: {error}\n")
         return 2
     # Everything is imported before the rights go: the program may lie where only root can read.
+    from agent import loading  # isort: skip  # noqa: F401 - before trio
     from agent import helping, privileges
     from stoop import log
 

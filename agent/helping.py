@@ -167,7 +167,7 @@ def checked(source: RulesSource) -> Iterator[AnyMessage]:
     try:
         loaded = rules.load(source.files, CATALOGUE)
     except RulesError as error:
-        yield RulesRejected(source.generation, tuple(map(str, error.problems)))
+        yield RulesRejected(source.generation, tuple(map(str, error.problems)), tuple(map(str, error.warnings)))
         return
     except BUGS as error:
         log.get().exception("rules could not be checked", exc_info=error)

@@ -29,6 +29,9 @@ RESTART_SECONDS = (0.1, 0.5, 2.0, 10.0, 30.0)
 LIVED_SECONDS = 60.0
 """A helper that lived so long starts the pauses anew."""
 
+HOPELESS_TRIES = 3
+"""Helpers in a row that ended without a word: another one would do the same. They took some 0.6 s and their starts."""
+
 GOODBYE_SECONDS = 2.0
 """What the helper gets to write its last lines when the agent ends."""
 
@@ -47,7 +50,10 @@ class Link:
         self.dropped = 0
         self.restarts = -1
         self.pid = 0
-        self.trouble = ""  # why none could be started the last time
+        self.trouble = ""  # why the last one did not come to say a word
+        self._mute = 0  # how many in a row did not
+        self._heard = False  # the one of now has said something
+        self._hopeless = trio.Event()
 
     def send(self, message: AnyMessage) -> bool:
         """Send without waiting; False when it was dropped."""
@@ -71,6 +77,11 @@ class Link:
         self._writable.set()
         return True
 
+    async def hopeless(self) -> str:
+        """Return once no helper can be started, or one after the other ends without a word; gives the reason."""
+        await self._hopeless.wait()
+        return self.trouble
+
     async def serve(self, greet: Callable[[], None]) -> None:
         """Keep a helper running until cancelled. `greet` is called for each new one, before anything else is sent."""
         pauses = iter(RESTART_SECONDS)
@@ -88,7 +99,7 @@ class Link:
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         except OSError as error:  # no descriptor to be had now (socketpair(2)): tried again after the pause
-            self.trouble = str(error)
+            self._in_trouble(error.strerror or str(error), HOPELESS_TRIES)
             return
         ours.setblocking(False)
         with ours:
@@ -96,9 +107,9 @@ class Link:
                 try:
                     process = await trio.to_thread.run_sync(_spawn, theirs.fileno())
                 except OSError as error:  # no process or memory to be had now (fork(2)): tried again after the pause
-                    self.trouble = str(error)
+                    self._in_trouble(error.strerror or str(error), HOPELESS_TRIES)
                     return
-            self.trouble = ""
+            self._heard = False
             self.pid = process.pid
             self._started(process.pid)
             waiting, self._backlog = self._backlog, deque()
@@ -119,7 +130,16 @@ class Link:
                 self._forget_rest()
                 ours.close()
                 with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(_reap, process)
+                    code = await trio.to_thread.run_sync(_reap, process)
+            if not self._heard:
+                self._in_trouble(f"it ended without a word, {_ended(code)}", 1)
+
+    def _in_trouble(self, why: str, tries: int) -> None:
+        """One more did not come to say a word; `tries`: how many of HOPELESS_TRIES that counts."""
+        self.trouble = why
+        self._mute += tries
+        if self._mute >= HOPELESS_TRIES:
+            self._hopeless.set()
 
     def _forget_rest(self) -> None:
         """The rest of a frame means nothing to the next helper; whole frames wait for it."""
@@ -142,6 +162,8 @@ class Link:
                 return
             try:
                 for message in reader.feed(data):
+                    if not self._heard:
+                        self._heard, self._mute, self.trouble = True, 0, ""
                     self._handle(message)
                     await trio.lowlevel.checkpoint()
             except WireError:
@@ -182,10 +204,15 @@ def _spawn(fd: int) -> subprocess.Popen[bytes]:
     )
 
 
-def _reap(process: subprocess.Popen[bytes]) -> None:
-    """In a thread: the helper ends by itself when its socket closes; one that does not is ended."""
+def _reap(process: subprocess.Popen[bytes]) -> int:
+    """In a thread: the helper ends by itself when its socket closes; one that does not is ended. Gives its code."""
     try:
-        process.wait(GOODBYE_SECONDS)
+        return process.wait(GOODBYE_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait()
+        return process.wait()
+
+
+def _ended(code: int) -> str:
+    """How a process ended, as Popen.returncode tells it."""
+    return f"killed by signal {-code}" if code < 0 else f"with exit code {code}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import OrderedDict
+from collections.abc import Iterator
 
 import msgspec
 
-from stoop.errors import TargetError
-from stoop.spec import HostFacts, NodeHost, ProcessFacts
+from stoop.errors import TargetError, TargetGone
+from stoop.node import HostFacts, NodeHost, ProcessFacts
 
 ROOT_PID_NAMESPACE = 0xEFFFFFFC
 """Inode of the kernel's first pid namespace, which Falco numbers (PROC_PID_INIT_INO, include/linux/proc_ns.h)."""
@@ -18,6 +20,9 @@ MAX_ANCESTORS = 32
 
 MAX_SENDERS = 64
 """Senders remembered for protection; the one that came first is forgotten first. One Falco a node needs one."""
+
+RESERVED = 3
+"""Descriptors kept back: to look at a process takes a pidfd and a file of /proc at a time, and one is for chance."""
 
 REFERENCE_PIDS = (1,)
 """Whose mount namespace stands for the host's. Where it can't be read (a sandbox), the agent's own does."""
@@ -30,6 +35,38 @@ def _inode(path: str) -> int:
         return 0
 
 
+class Reserve:
+    """Descriptors kept back for what must be looked at when no other is left (EMFILE). Empty until `fill`."""
+
+    def __init__(self) -> None:
+        self._kept: list[int] = []
+        self._wanted = False
+
+    def fill(self) -> None:
+        """Keep as many as there are to be had, until `close`."""
+        self._wanted = True
+        with contextlib.suppress(OSError):
+            while len(self._kept) < RESERVED:
+                self._kept.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+
+    def close(self) -> None:
+        """Let go of them for good. Idempotent."""
+        self._wanted = False
+        while self._kept:
+            os.close(self._kept.pop())
+
+    @contextlib.contextmanager
+    def spent(self) -> Iterator[None]:
+        """Inside they are free for whoever needs them."""
+        wanted = self._wanted
+        self.close()
+        try:
+            yield
+        finally:
+            if wanted:
+                self.fill()
+
+
 class Own:
     """Knows which processes are the agent's and Falco's. `facts` is rebuilt only when one of them changes."""
 
@@ -37,6 +74,8 @@ class Own:
         self._host = host
         self._helper = 0
         self._senders: OrderedDict[int, tuple[frozenset[int], frozenset[str]]] = OrderedDict()
+        self._unseen: set[int] = set()  # senders of whom only the number is known
+        self.reserve = Reserve()
         mine = self._look(os.getpid())
         self._ancestors = self._chain(mine)
         self._cgroups = frozenset(path for _, path in mine.cgroups) if mine is not None else frozenset()
@@ -60,21 +99,46 @@ class Own:
         self._rebuild()
 
     def sender(self, pid: int) -> None:
-        """Somebody who may send alerts has connected: he, his parents and his cgroup are Falco's, not to be touched."""
+        """Somebody who may send alerts has connected: he, his parents and his cgroup are Falco's, not to be touched.
+
+        One who can't be looked at now is protected by his number, and looked at again by `look_again`.
+        """
         if pid in self._senders or pid <= 1:
             return
-        facts = self._look(pid)
-        if facts is None:
-            return
-        while len(self._senders) >= MAX_SENDERS:
-            self._senders.popitem(last=False)
-        self._senders[pid] = (self._chain(facts), self._cgroups_of(facts))
-        self._rebuild()
+        if self._learn(pid):
+            self._rebuild()
 
     def sender_gone(self, pid: int) -> None:
         """He has disconnected: the number may come to mean another process."""
+        self._unseen.discard(pid)
         if self._senders.pop(pid, None) is not None:
             self._rebuild()
+
+    def look_again(self) -> None:
+        """About once a second: whoever could not be looked at when he connected."""
+        if not self._unseen:
+            return
+        for pid in tuple(self._unseen):
+            if not self._learn(pid):
+                self._senders.pop(pid)
+        self._rebuild()
+
+    def _learn(self, pid: int) -> bool:
+        """Look who a sender is; False when he has ended already."""
+        self._unseen.discard(pid)
+        known = frozenset({pid}), frozenset[str]()
+        try:
+            facts = self._see(pid)
+        except TargetGone:
+            return False
+        except TargetError:
+            self._unseen.add(pid)
+        else:
+            known = self._chain(facts), self._cgroups_of(facts)
+        while pid not in self._senders and len(self._senders) >= MAX_SENDERS:
+            self._unseen.discard(self._senders.popitem(last=False)[0])
+        self._senders[pid] = known
+        return True
 
     def _cgroups_of(self, facts: ProcessFacts) -> frozenset[str]:
         """The cgroups that stand for Falco as a whole: of a container or a service, and not one that the agent shares.
@@ -96,9 +160,22 @@ class Own:
 
     def _look(self, pid: int) -> ProcessFacts | None:
         try:
-            held = self._host.hold(pid)
+            return self._see(pid)
         except TargetError:
             return None
+
+    def _see(self, pid: int) -> ProcessFacts:
+        """Raises TargetError: he has ended, or can't be looked at with the reserve either."""
+        try:
+            return self._facts_of(pid)
+        except TargetGone:
+            raise
+        except TargetError:
+            with self.reserve.spent():
+                return self._facts_of(pid)
+
+    def _facts_of(self, pid: int) -> ProcessFacts:
+        held = self._host.hold(pid)
         held.close()
         return held.facts
 

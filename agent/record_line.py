@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from stoop.record import Record
-from stoop.spec import Mode, Verdict
+from stoop.spec import (
+    Mode,
+    Verdict,
+)
 
 EVENT = "act"
 """The constant message of every record's line."""

@@ -9,6 +9,7 @@ import gc
 import os
 import sys
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,35 +17,50 @@ from typing import Any
 import msgspec
 import trio
 
+from agent.again import may_be_tried_again
 from agent.control import Followers
 from agent.front import Front
 from agent.link import Link
 from agent.node.host import LinuxHost
 from agent.own import Own
+from agent.reach import Reach
 from agent.rehearsal import rehearse
 from agent.resume import resume
 from agent.rulebook import Rulebook
 from stoop import __version__, guard
 from stoop.catalogue import CATALOGUE
 from stoop.config import Config, policy_of
-from stoop.control import EVERY_RULE, AnyRequest, Arm, ControlError, Reload, SetMode, Status
+from stoop.control import EVERY_RULE, Active, AnyRequest, Arm, ControlError, Extend, Reload, SetMode, Status, Undo
 from stoop.engine import Memory
+from stoop.giveback import GiveBack
+from stoop.hold_files import HoldFiles
+from stoop.holdings import Holdings
+from stoop.holds import shown
 from stoop.intake.sink import Desk
 from stoop.journal import Journal, Recovery
 from stoop.judge import Judge
 from stoop.log import line_json
 from stoop.metrics import Metrics
+from stoop.parts import Parts
 from stoop.record import Record
 from stoop.recorder import Recorder
-from stoop.respond import Parts, Responder
+from stoop.respond import Responder
 from stoop.rulefiles import Reading, RuleFiles
 from stoop.rules import RuleSet
-from stoop.spec import Mode, Verdict
+from stoop.skew import Skew
+from stoop.spec import (
+    Mode,
+    Verdict,
+)
 from stoop.switches import Switches
 from stoop.wire import AnyMessage, Hello, LogLine, Recorded, Serving, SnapshotAsk, SnapshotReply
 
 COLLECT = (10_000, 20, 100)
 """Thresholds of the collector (gc.set_threshold): little is left for it, and each look costs the way to an act."""
+
+
+SYNC_SECONDS = 2.0
+"""How long a person waits for the disk before his answer: some ms as a rule, below the 5 s that the command waits."""
 
 
 class Marks:
@@ -80,12 +96,13 @@ class Reflex:
         self._token: trio.lowlevel.TrioToken | None = None
         self._early: list[tuple[str, dict[str, object]]] = []
         self.recovery: Recovery | None = None
+        self._unknown: tuple[Record, ...] = ()
         self.link = Link(self._from_helper, self._helper_started)
         self.host = LinuxHost()
         self.own = Own(self.host, self.host.boot_id)
         self.switches = Switches(Path(config.state_dir), config.mode, self.warn)
         policy = policy_of(config.guard)
-        self.keeps = guard.Guard(policy, guard.Limits(policy, {}), guard.Skew())
+        self.keeps = guard.Guard(policy, guard.Limits(policy, {}), Skew())
         self.judge = Judge(
             host=self.host,
             host_facts=lambda: self.own.facts,
@@ -93,8 +110,12 @@ class Reflex:
             keeps=self.keeps,
             disarmed=self._rule_disarmed,
         )
-        recorder = Recorder(self.journal, self.metrics, self.mode, (self.followers.put, self._tell_helper))
+        self.recorder = recorder = Recorder(
+            self.journal, self.metrics, self.mode, (self.followers.put, self._tell_helper)
+        )
         self.memory = Memory(config.guard.dedup_window_ns)
+        self.holdings = Holdings(HoldFiles(Path(config.state_dir)), self.clocks, self.host.boot_id, self.say)
+        self.giveback = GiveBack(self.holdings, CATALOGUE, self.host, recorder, self.clocks, self.say)
         self.responder = Responder(
             Parts(
                 node=config.node_name,
@@ -102,12 +123,13 @@ class Reflex:
                 judge=self.judge,
                 memory=self.memory,
                 recorder=recorder,
+                holdings=self.holdings,
                 clocks=self.clocks,
                 mode=self.mode,
                 act_deadline_s=config.guard.act_deadline_ns / 1e9,
             )
         )
-        self.front = Front(self.responder, self.metrics, self.own, self.say, self.clocks.mono_ns)
+        self.front = Front(self.responder, self.metrics, self.own, self.say, self.clocks.mono_ns, self.look_at_clock)
         self.front.show_all = config.print_all_events
         self.desk = Desk(self.front, self.clocks.now_ns, self.warn)
         self.rulebook = Rulebook(self.link.send, self._use, self.say, self.metrics, self.clocks.now_ns)
@@ -117,6 +139,7 @@ class Reflex:
                 # There from the start with 0, or an alert rule on the first failure sees no increase.
                 self.metrics.inc("acts_total", (action, str(verdict)), 0)
         self.bound: dict[str, str] = {}
+        self.reach = Reach(self.say)
         self.serving: Serving | None = None
         self.stopping = False
 
@@ -157,7 +180,7 @@ class Reflex:
 
     def recover(self, recovery: Recovery) -> None:
         """What an earlier life left: never done twice, and said."""
-        self.recovery = recovery
+        self.recovery, self._unknown = recovery, recovery.unknown
         self.switches.load()
         self.keeps.limits.disarmed.update(self.switches.disarmed)
         self.memory.restore(recovery.recent_acts, self.clocks.mono_ns())
@@ -165,6 +188,7 @@ class Reflex:
             self.warn("the journal was put in order", note=note)
         for record in recovery.unfinished:
             self.say("error", "an act was under way when the agent last ended", **record.public())
+        self.giveback.recover()
         for line in resume(self.host, recovery.unfinished):
             self.warn("what the last agent held still goes on", what=line)
         if recovery.window is not None:
@@ -176,6 +200,7 @@ class Reflex:
 
     def settle_memory(self) -> None:
         """At the end of the start: rehearse, then let the collector never look again at what is there now."""
+        self.reach.look(self.bound.get("unix"))
         rehearse(self.host, self.own.facts, self.keeps.policy, self.clocks, self.link.pid or os.getpid())
         gc.collect()
         gc.freeze()
@@ -184,6 +209,11 @@ class Reflex:
     def _use(self, rules: RuleSet) -> RuleSet:
         """Swap the rules; the collector never looks at the new ones, as at all that was there at the start."""
         old = self.responder.use(rules)
+        unknown, self._unknown = self._unknown, ()
+        if unknown:
+            again = may_be_tried_again(unknown, (rule.form for rule in rules.rules), CATALOGUE)
+            self.memory.let_again(record.act for record in again)
+            self.recorder.expect_again(again)
         gc.freeze()
         return old
 
@@ -229,13 +259,16 @@ class Reflex:
         """Whether the agent can do its work, and in detail."""
         rules = self.rulebook.in_force
         waiting = sorted(set(self.wanted()) - set(self.bound))
+        unreachable = self.reach.lost
         detail: dict[str, Any] = {
             "rules": {"count": rules.count, "digest": rules.digest, "rejected": rules.rejected},
             "intakes": self.bound,
         }
         if waiting:
             detail["not_listening"] = waiting
-        return bool(rules.digest) and not waiting and not self.stopping, detail
+        if unreachable:
+            detail["out_of_reach"] = unreachable
+        return bool(rules.digest) and not waiting and not unreachable and not self.stopping, detail
 
     def wanted(self) -> list[str]:
         """The intakes that the configuration turns on."""
@@ -251,6 +284,10 @@ class Reflex:
         metrics.set("feed_silence_seconds", (), (self.clocks.mono_ns() - self.front.last_alert_mono_ns) / 1e9)
         metrics.set("clock_offset_seconds", (), -skew.drift_ns / 1e9)
         metrics.set("journal_lag_records", (), journal.lag)
+        metrics.clear("holds")
+        for action, count in Counter(hold.actionner for hold in self.holdings.table).items():
+            metrics.set("holds", (action,), count)
+        metrics.set("holds_troubled", (), len(self.giveback.troubles()))
         metrics.set("disarmed_rules", (), len(self.keeps.limits.disarmed))
         for name in ("rule_disarmed", "mode", "intake_up", "connections"):
             metrics.clear(name)
@@ -258,7 +295,7 @@ class Reflex:
             metrics.set("rule_disarmed", (rule,), 1)
         metrics.set("mode", (str(self.mode()),), 1)
         for name in self.wanted():
-            metrics.set("intake_up", (name,), 1 if name in self.bound else 0)
+            metrics.set("intake_up", (name,), 1 if name in self.bound and name not in self.reach.lost else 0)
         for name, count in self.front.connections.items():
             metrics.set("connections", (name,), count)
         samples = metrics.samples()
@@ -270,26 +307,51 @@ class Reflex:
 
     # ------------------------------------------------------------ what a person asks
 
-    def answer(self, request: AnyRequest) -> Any:
-        """The result of a request on the control socket. Raises ControlError."""
+    async def answer(self, request: AnyRequest) -> Any:
+        """The result of a request on the control socket. Raises UserError."""
         if isinstance(request, Status):
             return self.status()
         if isinstance(request, SetMode):
-            return self._set_mode(request)
+            result = self._set_mode(request)
+            return result | {"synced": result["kept"] and await self._synced()}
         if isinstance(request, Arm):
-            return self._arm(request.rule)
+            result = self._arm(request.rule)
+            await self._synced()
+            return result
         if isinstance(request, Reload):
             self.reload()
             return {"asked": True}
+        if isinstance(request, Active):
+            return shown(self.holdings.table, self.clocks.mono_ns(), self.giveback.troubles())
+        if isinstance(request, Undo):
+            return await self.giveback.undo(request.name)
+        if isinstance(request, Extend):
+            held = self.giveback.extend(request.name, int(request.for_s * 1e9))
+            return shown(held, self.clocks.mono_ns(), self.giveback.troubles())
         raise ControlError("that can't be asked here")
 
-    def tick(self) -> None:
-        """About once a second: what has no event of its own."""
+    async def _synced(self) -> bool:
+        """What was switched holds already; wait until it outlives a power cut too, but not for ever."""
+        why = f"the disk did not take it within {SYNC_SECONDS:g} s"
+        with trio.move_on_after(SYNC_SECONDS):
+            why = await trio.to_thread.run_sync(self.switches.sync, abandon_on_cancel=True)
+        if why:
+            self.warn("a switch may not outlive a power cut", error=why)
+        return not why
+
+    def look_at_clock(self) -> None:
+        """Notice a step of the node's clock, and say it. Two clocks are read: some 0.3 µs."""
         offset_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         if self.keeps.skew.clock(offset_ns):
             self.warn("the node's clock was stepped: Falco's offset is estimated anew")
+
+    def tick(self) -> None:
+        """About once a second: what has no event of its own."""
+        self.look_at_clock()
+        self.reach.look(self.bound.get("unix"))
         self.responder.tell_repeats()
         self.rulebook.dispose()
+        self.own.look_again()
         self.mode()
 
     def rules_changed(self, reading: Reading) -> None:
@@ -337,6 +399,7 @@ class Reflex:
             "ready": ready,
             "uptime_s": (mono_ns - self.started_mono_ns) / 1e9,
             "intakes": self.bound,
+            "out_of_reach": self.reach.lost,
             "metrics": {"address": serving.address, "port": serving.port} if serving is not None else None,
             "control": self.config.control.path,
             "state_dir": self.config.state_dir,
@@ -348,6 +411,7 @@ class Reflex:
             },
             "disarmed": self.keeps.limits.disarmed,
             "queue": self.responder.load(),
+            "holds": {"count": len(self.holdings.table), "trouble": self.giveback.troubles()},
             "feed": {
                 "silence_s": (mono_ns - self.front.last_alert_mono_ns) / 1e9,
                 "peers": {kind: count for kind, count in self.front.connections.items() if count},

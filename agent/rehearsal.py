@@ -14,15 +14,21 @@ from stoop import guard
 from stoop.alert import decode
 from stoop.catalogue import CATALOGUE
 from stoop.engine import Memory
+from stoop.holdings import Holdings, NoFiles
 from stoop.judge import Judge
 from stoop.metrics import Metrics
+from stoop.node import HostFacts, NodeHost
+from stoop.parts import Parts
 from stoop.record import Record
 from stoop.recorder import Recorder
-from stoop.respond import Parts, Responder
+from stoop.respond import Responder
 from stoop.ring import Intent
 from stoop.rules import ActionForm, MatchForm, RuleForm, RuleSet
 from stoop.runs import Clocks
-from stoop.spec import HostFacts, Mode, NodeHost
+from stoop.skew import Skew
+from stoop.spec import (
+    Mode,
+)
 
 TURNS = 20
 """Some 10 ms in all. The interpreter specialises its code after a few turns (PEP 659)."""
@@ -60,7 +66,7 @@ class _NoLedger:
 def rehearse(host: NodeHost, facts: HostFacts, policy: guard.Policy, clocks: Clocks, pid: int) -> None:
     """Let alerts about this process, which is the agent's own, go the whole way but the act."""
     stranger = msgspec.structs.replace(facts, own_pids=frozenset(), pid_ns_is_root=True)
-    keeps = guard.Guard(policy, guard.Limits(policy, {}), guard.Skew())
+    keeps = guard.Guard(policy, guard.Limits(policy, {}), Skew())
     judge = Judge(
         host=host, host_facts=lambda: stranger, catalogue=CATALOGUE, keeps=keeps, disarmed=lambda rule, reason: None
     )
@@ -72,6 +78,7 @@ def rehearse(host: NodeHost, facts: HostFacts, policy: guard.Policy, clocks: Clo
             judge=judge,
             memory=Memory(0),
             recorder=recorder,
+            holdings=Holdings(NoFiles(), clocks, facts.boot_id, lambda level, event, **fields: None),
             clocks=clocks,
             mode=lambda: Mode.OBSERVE,
             act_deadline_s=0.0,

@@ -10,8 +10,8 @@ import signal
 from collections.abc import Iterable
 
 from stoop.errors import ActFailed, TargetError
+from stoop.node import NodeHost
 from stoop.record import Record
-from stoop.spec import NodeHost
 
 HOLDING_STILL = frozenset({"process:kill", "container:kill"})
 """Actions that hold targets still for a moment."""

@@ -59,6 +59,7 @@ class Rulebook:
         self._spent: list[Rule] = []
         self._first = trio.Event()
         self._problems: tuple[str, ...] = ()
+        self._warnings: tuple[str, ...] = ()
         self.in_force = InForce()
 
     def offer(self, files: Files) -> None:
@@ -81,7 +82,10 @@ class Rulebook:
         """Wait for the answer to the first offer. Raises RulesError when the files can't be used."""
         await self._first.wait()
         if self._problems and not self.in_force.digest:
-            raise RulesError([Problem("rules", line) for line in self._problems])
+            raise RulesError(
+                [Problem("rules", line) for line in self._problems],
+                [Problem("rules", line, warning=True) for line in self._warnings],
+            )
 
     def take(self, message: AnyMessage) -> bool:
         """A message from the helper; False when it is about something else."""
@@ -95,7 +99,7 @@ class Rulebook:
             self._announced = message.count
         elif isinstance(message, RulesRejected):
             self._asked = None
-            self._reject(message.problems)
+            self._reject(message.problems, message.warnings)
         elif self._builder is not None:
             if isinstance(message, RuleReady):
                 self.dispose(1)
@@ -126,22 +130,26 @@ class Rulebook:
         old = self._use(rules)
         self._spent, old.rules = self._spent + old.rules, []
         self._builder = self._asked = None
-        self._problems = ()
+        self._problems = self._warnings = ()
         self.in_force = InForce(len(rules), self._digest, self._now_ns(), "")
-        for line in warnings:
-            self._say("warning", "rules warning", problem=line)
+        self._warn(warnings)
         self._say("info", "rules in force", count=len(rules), digest=self._digest)
         self._count("ok")
 
-    def _reject(self, problems: tuple[str, ...]) -> None:
-        self._problems = problems
+    def _reject(self, problems: tuple[str, ...], warnings: tuple[str, ...] = ()) -> None:
+        self._problems, self._warnings = problems, warnings
         self._builder = None
         old = self.in_force
         self.in_force = InForce(old.count, old.digest, old.loaded_ns, "\n".join(problems))
         if self._first.is_set():
+            self._warn(warnings)
             for line in problems:
                 self._say("error", "rules rejected: the old ones stay in force", problem=line)
         self._count("rejected")
+
+    def _warn(self, warnings: tuple[str, ...]) -> None:
+        for line in warnings:
+            self._say("warning", "rules warning", problem=line)
 
     def _count(self, result: str) -> None:
         if self._first.is_set():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 
-from bench import evidence, kills, standing, throughput
+from bench import containers, evidence, kills, resolve, standing, throughput
 from bench.table import Row, show
 
 ROWS: dict[str, Callable[[], Iterator[Row]]] = {
@@ -15,10 +15,12 @@ ROWS: dict[str, Callable[[], Iterator[Row]]] = {
     "flood": kills.kill_flood,
     "reload": kills.kill_reload,
     "ten": kills.kill_ten,
+    "containers": containers.contained,
     "ndjson": throughput.ndjson,
     "rates": throughput.http,
     "match": standing.match,
     "snapshot": evidence.snapshot,
+    "resolve": resolve.resolve,
     "memory": standing.memory,
     "start": standing.start,
 }

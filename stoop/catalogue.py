@@ -10,7 +10,12 @@ from collections.abc import Iterable
 from stoop.actions import ACTIONS
 from stoop.notifiers import NOTIFIERS
 from stoop.outputs import OUTPUTS
-from stoop.spec import Action, Catalogue, NotifierSpec, OutputSpec
+from stoop.spec import (
+    Action,
+    Catalogue,
+    NotifierSpec,
+    OutputSpec,
+)
 
 
 def build(actions: Iterable[Action], outputs: Iterable[OutputSpec], notifiers: Iterable[NotifierSpec]) -> Catalogue:

@@ -26,6 +26,7 @@ from stoop.config_model import (
     Journal,
     LogFormat,
     Metrics,
+    OnStop,
     PidNamespace,
     UnixIntake,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "Journal",
     "LogFormat",
     "Metrics",
+    "OnStop",
     "PidNamespace",
     "UnixIntake",
     "load",
@@ -62,8 +64,9 @@ _MASK = "***"
 class ConfigErrors(ConfigError):
     """Several settings are wrong: one line each, all in `problems`."""
 
-    def __init__(self, problems: Sequence[ConfigError]) -> None:
+    def __init__(self, problems: Sequence[ConfigError], warnings: Sequence[str] = ()) -> None:
         self.problems = tuple(problems)
+        self.warnings = tuple(warnings)
         super().__init__("\n".join(str(problem) for problem in problems))
 
 
@@ -95,7 +98,7 @@ def load(
     _fill_defaults(resolved, environ, is_root=is_root, hostname=hostname, uid=uid)
     _check(resolved, findings)
     if findings.problems:
-        raise ConfigErrors(findings.problems)
+        raise ConfigErrors(findings.problems, findings.warnings)
     config: Config = _build(Config, "", resolved)
     return msgspec.structs.replace(
         config, origins=resolved.origins, warnings=tuple(findings.warnings), ignored=_ignored(raw)

@@ -120,7 +120,7 @@ def from_yaml(data: bytes, name: str, known: Known, findings: Findings) -> dict[
         )
         return {}
     except (yaml.YAMLError, ValueError) as error:
-        findings.problem(f"this is not YAML: {error}", name)
+        findings.problem(f"this is not YAML: {' '.join(str(error).split())}", name)
         return {}
     reader = _YamlReader(name, known, findings)
     reader.root(root)

@@ -11,7 +11,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from stoop.spec import Mode
+from stoop.spec import (
+    Mode,
+)
 
 MAX_SOCKET_PATH = 107
 """Bytes: `sun_path` holds 108 with its final NUL (unix(7))."""
@@ -231,6 +233,13 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True, rename=_without_unit):
     ] = 256 * _MIB
 
 
+class OnStop(enum.StrEnum):
+    """What becomes of what is held when the agent is stopped in order."""
+
+    KEEP = "keep"
+    UNDO = "undo"
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a person can set. Made by `load` only.
 
@@ -258,6 +267,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     rules_files: Annotated[
         tuple[str, ...], _meta("Rules files, merged in this order. `-r` replaces the list.", "strs")
     ] = ("/etc/stoop/rules.yaml",)
+    on_stop: Annotated[
+        OnStop,
+        _meta(
+            "What becomes of what is held (frozen, limited, cut off) when the agent is stopped: `keep`, the next agent "
+            "gives it back when its time is over; `undo`, it is given back at once."
+        ),
+    ] = OnStop.KEEP
     watch_rules: Annotated[bool, _meta("Whether a changed rules file is taken at once. `false`: only on SIGHUP.")] = (
         True
     )

@@ -6,6 +6,9 @@ A unix stream socket of mode 0600 at `control.path`. One JSON object a line (RFC
     {"do": "mode", "mode": "observe", "for_s": 3600}    → {"ok": true, "result": …}
     {"do": "arm", "rule": "NAME"}  (`*`: every rule)    → {"ok": true, "result": …}
     {"do": "reload"}                                    → {"ok": true, "result": …}
+    {"do": "active"}                                    → {"ok": true, "result": [what is held, …]}
+    {"do": "undo", "name": "RUN or ACT"}  (`*`: all)    → {"ok": true, "result": [how each ended, …]}
+    {"do": "extend", "name": "RUN or ACT", "for_s": 60} → {"ok": true, "result": [what is held, …]}
     {"do": "follow"}                                    → {"ok": true, …}, then {"record": {…}} lines until closed;
                                                           {"lost": N} where N were not read in time
     anything else                                       → {"ok": false, "error": "one line for a person"}
@@ -26,7 +29,9 @@ from typing import Annotated, Any, Self
 import msgspec
 
 from stoop.errors import UserError
-from stoop.spec import Mode
+from stoop.spec import (
+    Mode,
+)
 
 MAX_REQUEST = 4096
 """The longest request line, in bytes: the longest rule name anyone wrote fits many times."""
@@ -73,11 +78,28 @@ class Reload(Request, frozen=True, tag="reload"):
     """Read the rules files again."""
 
 
+class Active(Request, frozen=True, tag="active"):
+    """What is held now, and until when."""
+
+
+class Undo(Request, frozen=True, tag="undo"):
+    """Give back what a run or an act holds, now; EVERY_HOLD for all."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class Extend(Request, frozen=True, tag="extend"):
+    """Let what a run or an act holds last `for_s` seconds from now; 0 until it is undone by hand."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1)]
+    for_s: Annotated[float, msgspec.Meta(ge=0, le=MAX_FOR_S)]
+
+
 class Subscribe(Request, frozen=True, tag="follow"):
     """Send every record from now on, until the connection is closed."""
 
 
-AnyRequest = Status | SetMode | Arm | Reload | Subscribe
+AnyRequest = Status | SetMode | Arm | Reload | Active | Undo | Extend | Subscribe
 
 _request = msgspec.json.Decoder(AnyRequest)
 _encoder = msgspec.json.Encoder()

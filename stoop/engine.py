@@ -39,6 +39,11 @@ def act_id(run: str, index: int, repeat: int = 0) -> str:
     return hashlib.blake2b(f"{run}\0{index}\0{repeat}".encode(), digest_size=16).hexdigest()
 
 
+def undo_id(act: str) -> str:
+    """The id of what gives back what this act took: 32 hex digits."""
+    return hashlib.blake2b(f"{act}\0undo".encode(), digest_size=16).hexdigest()
+
+
 def should_continue(action: ActionForm, is_error: bool) -> bool:
     """Whether the next action of the same rule is to be run."""
     if is_error and not action.ignore_errors:
@@ -88,6 +93,11 @@ class Memory:
         for act in acts:
             self._acts[act] = _Remembered(act, mono_ns, restored=True)
         self._evict()
+
+    def let_again(self, acts: Iterable[str]) -> None:
+        """These acts of an earlier life may be done after all."""
+        for act in acts:
+            self._acts.pop(act, None)
 
     def repeat(self, act: str, key: tuple[str, str, int] | None, mono_ns: int) -> Repeat | None:
         """Whether this act was seen before; None when it is new. `key` is None while the target is not known."""

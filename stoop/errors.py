@@ -24,7 +24,12 @@ class StoopError(Exception):
 
 
 class UserError(StoopError):
-    """A person must mend something: `what` was wrong, `where` it is, what to do (`hint`)."""
+    """A person must mend something: `what` was wrong, `where` it is, what to do (`hint`).
+
+    `warnings`: what is odd besides; a misspelt key is often the reason of what is wrong.
+    """
+
+    warnings: Sequence[object] = ()
 
     def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
         self.what = what
@@ -73,10 +78,9 @@ class Problem:
 
 
 class RulesError(UserError):
-    """The rules can't be used; `problems` lists everything that was found, in order.
+    """The rules can't be used; `problems` lists everything that was found, in order."""
 
-    `warnings`: what is odd besides; a misspelt key is often the reason of what is wrong.
-    """
+    warnings: Sequence[Problem] = ()
 
     def __init__(self, problems: Sequence[Problem], warnings: Sequence[Problem] = ()) -> None:
         self.problems = tuple(problems)

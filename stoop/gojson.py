@@ -241,6 +241,8 @@ _JSON_NAMES = {bool: "a boolean", str: "a string", list: "a list", dict: "an obj
 def _not_an_object(text: str, start: int) -> AlertError:
     if start == len(text):
         return AlertError("there are no bytes: send one alert as a JSON object", "empty")
+    if text.startswith("\ufeff", start):
+        return AlertError("a byte order mark comes first: send the JSON without it", "malformed")
     if _PLAIN_TEXT.match(text, start):
         return AlertError("this is Falco's plain text: set `json_output: true` in falco.yaml", "plain-text")
     value, _ = _read_value(text, start)

@@ -9,45 +9,27 @@ from __future__ import annotations
 import enum
 import fnmatch
 import re
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from stoop.alert import Alert
 from stoop.errors import TargetRefused
-from stoop.spec import ContainerFacts, HostFacts, ProcessFacts
+from stoop.node import ContainerFacts, HostFacts, ProcessFacts
+from stoop.skew import CLOCK_NOISE_NS, FALCO_POLL_NS, MAX_DRIFT_NS, Skew
 
 PID_LIMIT = 4_194_304
 """The largest pid that Linux can give on 64-bit machines (PID_MAX_LIMIT, proc(5) pid_max)."""
 
-CLOCK_NOISE_NS = 30_000
-"""Two readings of two clocks, one after the other: what may lie between them. More would let a pid pass that was given
-anew right after the event (a test does it in 0.15 ms)."""
-
-FALCO_POLL_NS = 50_000_000
-"""Falco's own delay on an idle node is at most about 33 ms (measured, reference/falco.md): a lag below this says
-nothing of its clock, one above says that it runs behind."""
-
-MAX_DRIFT_NS = 5_000_000_000
-"""A clock that is adjusted (NTP) leaves Falco's behind by ms to seconds. More is a backlog, or another machine's clock,
-and believing it would make a process of after the event pass."""
-
-ESTABLISHED = 8
-"""Delays after which the lag between Falco's clock and ours is believed."""
-
-SPACING_NS = 100_000_000
-"""Between two delays that count: a backlog comes in a burst, and says nothing of a clock however long it is."""
-
-SKEW_WINDOW = 64
-"""Delays kept to take the least of: some seconds of a busy node, an hour of a quiet one."""
-
 MINUTE_NS = 60_000_000_000
 
 MAX_LIMIT_KEYS = 10_000
-"""Rules × targets kept for the limits; the oldest goes first."""
+"""Rules, and targets of each, kept for the limits; the oldest goes first. A limit above it can't be tripped."""
 
 NO_TIME = "the alert carries no time, so its process can't be told from one that got the same pid later"
+NO_TIME_CONTAINER = "the alert carries no time, so it can't be told whether it is too old, or of before a restart"
+STARTED_AGAIN = "the container was started again after the event: what the alert is about has ended"
 ANOTHER = "pid {} was given anew: its process began after the event"
 TOO_CLOSE = "the process with pid {} began so close to the event that it may be another one"
 
@@ -129,73 +111,6 @@ def target_pid(alert: Alert) -> int:
     return value
 
 
-class Skew:
-    """How far Falco's clock is from ours, from the delays of its alerts.
-
-    Falco adds kernel time to an offset that it sampled once at its start, so its clock drifts from CLOCK_REALTIME with
-    each adjustment (reference/falco.md). `delay = received - event time = drift + latency`, and latency is never
-    negative: the least delay seen is an upper bound of the drift. Only alerts of this node's kernel that came at once
-    may be sampled: not those of a plugin's source, nor those read from a file.
-    """
-
-    def __init__(self) -> None:
-        self._delays: deque[int] = deque(maxlen=SKEW_WINDOW)
-        self._least = 0
-        self._last_ns = 0
-        self._offset_ns: int | None = None
-        self.steps = 0
-
-    def sample(self, delay_ns: int, at_ns: int) -> None:
-        """One alert's delay, seen at this time (CLOCK_REALTIME). Cheap: most of a busy node's are not looked at."""
-        spaced = abs(at_ns - self._last_ns) >= SPACING_NS
-        if (not spaced and delay_ns >= self._least) or delay_ns < -MAX_DRIFT_NS:
-            return
-        delays = self._delays
-        if not spaced and delays:
-            delays[-1] = delay_ns
-        else:
-            self._last_ns = at_ns
-            delays.append(delay_ns)
-        self._least = min(delays)
-
-    def clock(self, realtime_minus_boottime_ns: int, tolerance_ns: int = 5_000_000) -> bool:
-        """Notice a step of this machine's clock: True when it jumped since the last look. Delays start anew then."""
-        last = self._offset_ns
-        self._offset_ns = realtime_minus_boottime_ns
-        if last is None or abs(realtime_minus_boottime_ns - last) <= tolerance_ns:
-            return False
-        self.steps += 1
-        self._delays.clear()
-        return True
-
-    @property
-    def established(self) -> bool:
-        """Whether enough was seen to believe the lag."""
-        return len(self._delays) >= ESTABLISHED
-
-    @property
-    def lag_ns(self) -> int:
-        """The lag that is believed: the least delay when it is established and not too long, and any negative one."""
-        if not self._delays or self._least < 0:
-            return self._least if self._delays else 0
-        return self._least if self.established and self._least <= MAX_DRIFT_NS else 0
-
-    @property
-    def drift_ns(self) -> int:
-        """What is taken as Falco's drift: only what its own latency can't explain.
-
-        Slewing (adjtimex(2)) moves CLOCK_REALTIME and CLOCK_BOOTTIME alike, so only a step of the clock makes Falco's
-        differ, and NTP steps by 128 ms or more: a lag below Falco's latency is no drift.
-        """
-        lag = self.lag_ns
-        return lag if lag < 0 or lag > FALCO_POLL_NS else 0
-
-    def bounds(self, event_ns: int) -> tuple[int, int]:
-        """(earliest, latest) instant of our clock at which an event that Falco stamped so may have happened."""
-        drift = self.drift_ns
-        return event_ns + min(drift, 0), event_ns + drift + CLOCK_NOISE_NS
-
-
 class Proof(enum.Enum):
     """What the start of a process says: the one meant, another one, or too close to the event to tell."""
 
@@ -263,7 +178,10 @@ class Policy(msgspec.Struct, frozen=True):
 
 
 def too_old(event_ns: int, now_ns: int, policy: Policy) -> str:
-    """Empty, or why this alert comes too late to act on, or from a time that has not come yet."""
+    """Empty, or why this alert comes too late to act on, or from a time that has not come yet.
+
+    `event_ns`: by our clock (`Skew.ours`); 0 for an alert without a time.
+    """
     age = now_ns - event_ns
     if not event_ns:
         return ""
@@ -295,14 +213,19 @@ def protects(facts: ProcessFacts, host: HostFacts, policy: Policy) -> str:
     return ""
 
 
+def other_pids(host: HostFacts, policy: Policy) -> str:
+    """Empty, or that a pid in an alert means another process here, or none."""
+    if host.pid_ns_is_root or policy.any_pid_namespace:
+        return ""
+    return (
+        "the agent does not see the pids that Falco numbers: it runs in a pid namespace of its own "
+        "(run it with hostPID, or set guard.pid_namespace: agent if Falco shares it)"
+    )
+
+
 def judge(said: Claims, facts: ProcessFacts, host: HostFacts, policy: Policy, *, allow_host: bool) -> str:
     """Empty, or why the act on this process is refused."""
-    if not host.pid_ns_is_root and not policy.any_pid_namespace:
-        return (
-            "the agent does not see the pids that Falco numbers: it runs in a pid namespace of its own "
-            "(run it with hostPID, or set guard.pid_namespace: agent if Falco shares it)"
-        )
-    reason = protects(facts, host, policy)
+    reason = other_pids(host, policy) or protects(facts, host, policy)
     if reason:
         return reason
     if not in_container(said, facts, host) and not allow_host:
@@ -333,7 +256,7 @@ class Limits:
 
     def __init__(self, policy: Policy, disarmed: Mapping[str, str]) -> None:
         self._policy = policy
-        self._touched: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._touched: OrderedDict[str, OrderedDict[str, int]] = OrderedDict()  # by rule and target: when, oldest first
         self.disarmed: dict[str, str] = dict(disarmed)
 
     def is_disarmed(self, rule: str) -> str:
@@ -342,33 +265,38 @@ class Limits:
 
     def admit(self, rule: str, target: str, mono_ns: int, *, disarm: bool = True) -> str:
         """Count a target about to be touched; "" or the reason why the rule is disarmed by it."""
-        self._forget(mono_ns)
-        for scope, most in ((rule, self._policy.max_targets), (ALL_RULES, self._policy.max_targets_total)):
-            known = {touched for name, touched in self._touched if name == scope}
-            if not most or target in known or len(known) < most:
+        limits = ((rule, self._policy.max_targets), (ALL_RULES, self._policy.max_targets_total))
+        counted = [(scope, most, self._known(scope, mono_ns)) for scope, most in limits if most]
+        for scope, most, known in counted:
+            if target in known or len(known) < most:
                 continue
             whose = "this rule" if scope == rule else "all rules together"
             reason = f"{whose} would touch more than {most} distinct targets in a minute"
             if disarm:
                 self.disarmed[scope] = reason
             return reason
-        for scope in (rule, ALL_RULES):
-            self._touched[scope, target] = mono_ns
-            self._touched.move_to_end((scope, target))
+        for _, _, known in counted:
+            known[target] = mono_ns
+            known.move_to_end(target)
         return ""
 
     def arm(self, rule: str) -> bool:
         """Arm a rule again (`*`: the limit over all rules); False when it was not disarmed."""
-        for key in [key for key in self._touched if rule in (ALL_RULES, key[0]) or key[0] == ALL_RULES]:
-            del self._touched[key]
+        if rule == ALL_RULES:
+            self._touched.clear()
+        for scope in (rule, ALL_RULES):
+            self._touched.pop(scope, None)
         return self.disarmed.pop(rule, None) is not None
 
-    def _forget(self, mono_ns: int) -> None:
-        while self._touched:
-            key, at = next(iter(self._touched.items()))
-            if mono_ns - at <= MINUTE_NS and len(self._touched) < MAX_LIMIT_KEYS:
-                return
-            del self._touched[key]
+    def _known(self, scope: str, mono_ns: int) -> OrderedDict[str, int]:
+        """What a rule touched within the last minute."""
+        known = self._touched.setdefault(scope, OrderedDict())
+        self._touched.move_to_end(scope)
+        if len(self._touched) > MAX_LIMIT_KEYS:
+            self._touched.popitem(last=False)
+        while known and (mono_ns - next(iter(known.values())) > MINUTE_NS or len(known) >= MAX_LIMIT_KEYS):
+            known.popitem(last=False)
+        return known
 
 
 def target_key(facts: ProcessFacts) -> str:
@@ -376,10 +304,8 @@ def target_key(facts: ProcessFacts) -> str:
     return facts.container_id or facts.exe or facts.comm
 
 
-def judge_container(said: Claims, container: ContainerFacts, host: HostFacts, policy: Policy) -> str:
-    """Empty, or why an act on this whole container is refused."""
-    if not container.members:
-        return "the container has no process left"
+def protects_container(container: ContainerFacts, host: HostFacts) -> str:
+    """Empty, or why this container must never be touched as a whole, whoever asks."""
     own = host.own_pids.intersection(container.members)
     if own:
         return "it is the agent's own container"
@@ -387,7 +313,14 @@ def judge_container(said: Claims, container: ContainerFacts, host: HostFacts, po
     is_falcos = any(directory.endswith(path) for directory in directories for path in host.falco_cgroups)
     if is_falcos or host.falco_pids.intersection(container.members):
         return "it is Falco's container"
-    return protected_namespace(said, policy)
+    return ""
+
+
+def judge_container(said: Claims, container: ContainerFacts, host: HostFacts, policy: Policy) -> str:
+    """Empty, or why an act on this whole container is refused."""
+    if not container.members:
+        return "the container has no process left"
+    return protects_container(container, host) or protected_namespace(said, policy)
 
 
 class Guard(msgspec.Struct, frozen=True):

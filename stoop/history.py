@@ -12,7 +12,9 @@ import msgspec
 
 from stoop.errors import UserError
 from stoop.record import Record
-from stoop.spec import Verdict
+from stoop.spec import (
+    Verdict,
+)
 from stoop.store import STORE_FILE
 
 PAGE_ROWS = 256

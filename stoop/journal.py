@@ -22,7 +22,9 @@ import msgspec
 from stoop.errors import JournalError
 from stoop.record import Record, Timing
 from stoop.ring import SLOTS, Found, Intent, Leftover, LossWindow, open_ring
-from stoop.spec import Verdict
+from stoop.spec import (
+    Verdict,
+)
 from stoop.statedir import StateLock, make_state_dir
 from stoop.store import Entry, FileMark, Repeats, Row, Store, StoreCorrupt, row_of
 
@@ -70,11 +72,13 @@ class Recovery(msgspec.Struct, frozen=True):
 
     `clean`: it ended in order and nothing was under way. `unfinished`: acts whose end was never written; the journal
     has taken these records already, the other sinks have not. `window`: what else may be lost. `recent_acts`,
-    `recent_alerts`: ids of the last ones, oldest first; none of them may be done again. `notes`: lines for a person.
+    `recent_alerts`: ids of the last ones, oldest first; none of them may be done again, but for acts of `unknown` that
+    may be repeated: those of `unfinished` that were planned, and perhaps begun. `notes`: lines for a person.
     """
 
     clean: bool
     unfinished: tuple[Record, ...] = ()
+    unknown: tuple[Record, ...] = ()
     window: LossWindow | None = None
     recent_acts: tuple[str, ...] = ()
     recent_alerts: tuple[str, ...] = ()
@@ -245,19 +249,26 @@ class Journal:
         if found.fresh and past.last_ns:  # the ring is gone: nobody knows what was under way
             window = LossWindow(past.last_ns, now_ns, None)
         self._marks = past.marks
-        records = []
+        records: dict[str, Record] = {}
+        unknown: set[str] = set()
         for leftover in found.leftovers:
-            if leftover.intent.act not in past.known:
-                records.append(_left(leftover))
-                self._queue.put(_Item(row_of(records[-1], now_ns), leftover.slot, 0))
-            elif leftover.slot >= 0:  # written, but not freed in time
+            act = leftover.intent.act
+            if act not in past.known or leftover.verdict is None:  # else: written, but not freed in time
+                # Recorded before and under way again: it was tried once more, and killed once more.
+                records[act] = _left(leftover, amends=act in past.known or act in records)
+                maybe = leftover.verdict is None and not leftover.acted_ns
+                (unknown.add if maybe else unknown.discard)(act)
+                self._queue.put(_Item(row_of(records[act], now_ns), leftover.slot, 0))
+            elif leftover.slot >= 0:
                 self.ring.free(leftover.slot)
+        left = tuple(records.values())
         return Recovery(
-            clean=found.closed and not records and window is None,
-            unfinished=tuple(records),
+            clean=found.closed and not left and window is None,
+            unfinished=left,
+            unknown=tuple(record for record in left if record.act in unknown),
             window=window,
-            recent_acts=tuple(dict.fromkeys((*past.acts, *(record.act for record in records)))),
-            recent_alerts=tuple(dict.fromkeys((*past.alerts, *(record.alert for record in records)))),
+            recent_acts=tuple(dict.fromkeys((*past.acts, *records))),
+            recent_alerts=tuple(dict.fromkeys((*past.alerts, *(record.alert for record in left)))),
             previous_pid=found.pid,
             notes=(*notes, *found.notes),
         )
@@ -355,7 +366,7 @@ class Journal:
         return False
 
 
-def _left(leftover: Leftover) -> Record:
+def _left(leftover: Leftover, *, amends: bool) -> Record:
     """The record of an act whose agent ended first, with what its slot knew.
 
     A stamp `acted` makes a `done`: it was carried out on a target that was held; only the look afterwards is missing.
@@ -384,4 +395,5 @@ def _left(leftover: Leftover) -> Record:
         },
         timing=Timing(intent.event_ns, intent.received_ns, intent.decided_ns, leftover.acted_ns),
         details={"recovered": True, "verified": leftover.verdict is Verdict.DONE},
+        amends=amends,
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from stoop import guard
 from stoop.errors import TargetError, TargetGone
+from stoop.node import ContainerFacts, HostFacts, NodeHost, ProcessFacts
 from stoop.rules import typed_parameters
 from stoop.rules.model import ActionForm
 from stoop.runs import Ready, Run
@@ -19,12 +20,9 @@ from stoop.spec import (
     ActContext,
     Action,
     Catalogue,
-    HostFacts,
     Mode,
-    NodeHost,
     Outcome,
     Parameters,
-    ProcessFacts,
     TargetKind,
     Verdict,
 )
@@ -64,7 +62,8 @@ class Judge:
         """Everything up to the lane: nothing is remembered or counted yet, so it may be asked again."""
         if mode is Mode.OFF:
             return Outcome(Verdict.SKIPPED, "the agent is off (`stoop mode`)")
-        late = guard.too_old(run.matched.alert.time_ns, now_ns, self.policy)
+        event_ns = run.matched.alert.time_ns
+        late = guard.too_old(self.skew.ours(event_ns) if event_ns else 0, now_ns, self.policy)
         if late:
             return Outcome(Verdict.EXPIRED, late)
         step = run.step
@@ -72,6 +71,9 @@ class Judge:
         if action.begin is None:
             return refused(f"{step.actionner} is not in this version")
         kind = action.spec.target
+        foreign = guard.other_pids(self._host_facts(), self.policy) if kind is TargetKind.PROCESS else ""
+        if foreign:
+            return refused(foreign)
         try:
             target = run.subject.identity(kind)
             process = run.subject.process() if kind is TargetKind.PROCESS else None
@@ -86,6 +88,7 @@ class Judge:
             process=process,
             container=container,
             protects=self._protects,
+            protects_container=self._protects_container,
         )
         return Ready(action, context, target)
 
@@ -126,7 +129,7 @@ class Judge:
         reason = guard.judge_container(subject.said, container, host, self.policy) if container is not None else ""
         if not reason and facts is not None:
             reason = guard.judge(subject.said, facts, host, self.policy, allow_host=allow_host)
-        return reason
+        return reason or subject.refusal(self.policy.protected_namespaces)
 
     def _limit_key(self, run: Run, ready: Ready) -> str:
         if ready.context.container is not None:
@@ -136,6 +139,9 @@ class Judge:
 
     def _protects(self, facts: ProcessFacts) -> str:
         return guard.protects(facts, self._host_facts(), self.policy)
+
+    def _protects_container(self, container: ContainerFacts) -> str:
+        return guard.protects_container(container, self._host_facts())
 
     def _parameters(self, step: ActionForm, action: Action) -> Any:
         known = self._typed.get(id(step))

@@ -78,6 +78,13 @@ DEFINITIONS: dict[str, Definition] = {
         Definition(
             "acts_repeated_total", "counter", "Repeats of an act within the de-duplication window.", ("action",)
         ),
+        Definition(
+            "undos_total", "counter", "What was given back, by action and how that ended.", ("action", "outcome")
+        ),
+        Definition(
+            "holds", "gauge", "What is held now: frozen, cut off, limited, until its time is over.", ("action",)
+        ),
+        Definition("holds_troubled", "gauge", "Holds that can't be given back, or that somebody else changed."),
         Definition("queue_length", "gauge", "Acts that wait for their lane."),
         Definition("queue_dropped_total", "counter", "Acts that expired because the queue was full."),
         Definition("mode", "gauge", "1 for the mode that counts now (enforce, observe, off).", ("mode",)),

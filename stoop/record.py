@@ -7,7 +7,10 @@ from typing import Any
 
 import msgspec
 
-from stoop.spec import Mode, Verdict
+from stoop.spec import (
+    Mode,
+    Verdict,
+)
 
 
 class Timing(msgspec.Struct, frozen=True):

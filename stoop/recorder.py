@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from stoop.engine import Repeat, act_id
+import msgspec
+
+from stoop.engine import Repeat, act_id, undo_id
+from stoop.holds import Hold
 from stoop.metrics import Metrics
 from stoop.record import Record, Timing
 from stoop.ring import Intent
 from stoop.runs import Ready, Run, When
-from stoop.spec import Mode, Outcome, Verdict
+from stoop.spec import (
+    Mode,
+    Outcome,
+    Verdict,
+)
 
 
 class Ledger(Protocol):
@@ -62,6 +69,11 @@ class Recorder:
         self.metrics = metrics
         self._mode = mode
         self._sinks = sinks
+        self._again: dict[str, Record] = {}
+
+    def expect_again(self, records: Iterable[Record]) -> None:
+        """These acts are recorded already, as failed: what comes of them now amends that."""
+        self._again.update((record.act, record) for record in records)
 
     def took(self, kind: str, count: int, delays_ns: Sequence[int]) -> None:
         """So many alerts came in this way, so long after their events."""
@@ -97,7 +109,11 @@ class Recorder:
         self, run: Run, index: int, outcome: Outcome, *, slot: int = -1, when: When = NEVER, amends: bool = False
     ) -> None:
         """One act of this run ended so."""
-        self._send(self._record(run, index, act_id(run.id, index), outcome, when, amends), slot)
+        record = self._record(run, index, act_id(run.id, index), outcome, when, amends)
+        if self._again and (before := self._again.pop(record.act, None)) is not None:
+            # Whom it was about is kept: one that has exited since can't be looked at any more.
+            record = msgspec.structs.replace(record, amends=True, target={**before.target, **record.target})
+        self._send(record, slot)
 
     def repeated(self, run: Run, repeat: Repeat) -> None:
         """An act was asked for again: the first time is recorded, later ones are a count."""
@@ -109,8 +125,28 @@ class Recorder:
         elif repeat.due:
             self.ledger.repeats(repeat.original, repeat.count)
 
+    def undone(self, hold: Hold, outcome: Outcome, why: str, at_ns: int, *, amends: bool = False) -> None:
+        """What an act took was given back, or could not be."""
+        self.metrics.inc("undos_total", (hold.actionner, str(outcome.verdict)))
+        reason = f"{why}: {outcome.reason}" if outcome.reason else why
+        record = Record(
+            alert=hold.alert,
+            run=hold.run,
+            act=undo_id(hold.act),
+            rule=hold.rule,
+            action=f"undo: {hold.action}",
+            actionner=hold.actionner,
+            verdict=outcome.verdict,
+            reason=reason,
+            target=hold.shown,
+            timing=Timing(0, 0, 0, 0, at_ns),
+            details=outcome.details | {"undoes": hold.act, "held_s": (at_ns - hold.made_ns) / 1e9},
+            mode=self._mode(),
+            amends=amends,
+        )
+        self._keep(record, -1)
+
     def _send(self, record: Record, slot: int) -> None:
-        self.ledger.put(record, slot)
         metrics, timing = self.metrics, record.timing
         metrics.inc("acts_total", (record.actionner, str(record.verdict)))
         if timing.event_ns:
@@ -121,6 +157,10 @@ class Recorder:
             ):
                 if at_ns:
                     metrics.observe(step, (), (at_ns - timing.event_ns) / 1e9)
+        self._keep(record, slot)
+
+    def _keep(self, record: Record, slot: int) -> None:
+        self.ledger.put(record, slot)
         for sink in self._sinks:
             sink(record)
 

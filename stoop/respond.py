@@ -9,21 +9,24 @@ an act that was given up turns out to have worked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 import trio
 
-from stoop.alert import Alert, alert_id
+from stoop.alert import Alert
 from stoop.backlog import INLINE_RUNS, TURN_RUNS, Backlog
-from stoop.engine import Memory, act_id, run_id, should_continue
+from stoop.engine import act_id, run_id, should_continue
 from stoop.errors import ActFailed
-from stoop.judge import Judge
 from stoop.lanes import Lanes
-from stoop.recorder import Recorder
-from stoop.rules import Hit, Rule, RuleSet
-from stoop.runs import Batch, Clocks, Doing, Matched, Ready, Run, When
-from stoop.spec import Begun, Mode, NodeHost, Outcome, Verdict
+from stoop.parts import Parts
+from stoop.rules import RuleSet
+from stoop.runs import Batch, Doing, Matched, Ready, Run, When, match
+from stoop.spec import (
+    Begun,
+    Outcome,
+    Verdict,
+)
 from stoop.subject import Seen, Subject
 
 AMEND_SECONDS = 600.0
@@ -36,20 +39,6 @@ LIVE_INTAKES = frozenset({"unix", "http"})
 """Ways in by which Falco's alerts come at once: how late they come tells of its clock."""
 
 STOPPED = "the agent stopped before its turn came"
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What a responder stands on. It owns none of them."""
-
-    node: str
-    host: NodeHost
-    judge: Judge
-    memory: Memory
-    recorder: Recorder
-    clocks: Clocks
-    mode: Callable[[], Mode]
-    act_deadline_s: float
 
 
 class Responder:
@@ -117,7 +106,7 @@ class Responder:
                     skew.sample(received_ns - event_ns, received_ns)
             rules = route(alert)
             if rules:
-                matched = self._match(alert, rules, received_ns, batch)
+                matched = match(alert, rules, parts.node, received_ns, batch)
                 if matched is not None:
                     found.append(matched)
         parts.recorder.ledger.settled(len(alerts) - len(found), received_ns)
@@ -129,20 +118,6 @@ class Responder:
         parts.recorder.took(kind, len(alerts), delays)
         if batch is not None:
             batch.leave()
-
-    def _match(self, alert: Alert, rules: Sequence[Rule], received_ns: int, batch: Batch | None) -> Matched | None:
-        hits: list[tuple[Rule, Hit]] = []
-        for rule in rules:
-            hit = rule.test(alert, None)
-            if hit.possible:
-                hits.append((rule, hit))
-                if hit.certain and not rule.form.continue_:
-                    break
-        if not hits:
-            return None
-        if batch is not None:
-            batch.enter()
-        return Matched(alert, alert_id(alert, self._parts.node), hits, received_ns, batch)
 
     def _take_turns(self, found: list[Matched]) -> None:
         """Several came together: each waits its turn, which may be now."""
@@ -266,21 +241,34 @@ class Responder:
         mono_ns = parts.clocks.mono_ns()
         if self._repeated(run, act, key, mono_ns):
             return False
+        judged: Ready | Outcome = parts.judge.allow(run, ready, mono_ns, parts.mode()) or ready
+        if isinstance(judged, Outcome) and judged.verdict is Verdict.REFUSED:
+            # The next alert may prove what this one could not: only the same refusal again is a repeat.
+            key = (run.rule.form.rule, f"{ready.target} {judged.reason}", run.index)
+            if self._repeated(run, act, key, mono_ns):
+                return False
         parts.memory.remember(act, key, mono_ns)
-        outcome = parts.judge.allow(run, ready, mono_ns, parts.mode())
+        if isinstance(judged, Ready) and ready.action.plan is not None:
+            judged = parts.holdings.take(run, ready, act)
         decided_ns = parts.clocks.now_ns()
-        if outcome is not None:
-            parts.recorder.emit(run, run.index, outcome, when=When(decided_ns))
-            return self._next(run, outcome)
+        if isinstance(judged, Outcome):
+            if judged.verdict is Verdict.FAILED:
+                parts.memory.forget(key)
+            parts.recorder.emit(run, run.index, judged, when=When(decided_ns))
+            return self._next(run, judged)
+        ready = judged
         slot = parts.recorder.intend(run, ready, decided_ns)
         assert ready.action.begin is not None
         try:
             begun: Begun | Outcome = ready.action.begin(ready.context)
         except ActFailed as error:
             begun = Outcome(Verdict.FAILED, error.reason)
+        if ready.hold and isinstance(begun, Outcome):
+            begun = parts.holdings.ended(ready, act, begun)
         when = When(decided_ns, parts.clocks.now_ns())
         if isinstance(begun, Begun):
-            parts.recorder.ledger.acted(slot)
+            if begun.acted:
+                parts.recorder.ledger.acted(slot)
             return Doing(ready, begun, run.index, slot, key, when)
         if begun.verdict is Verdict.FAILED:
             parts.memory.forget(key)
@@ -293,7 +281,7 @@ class Responder:
         assert action.overdue is not None
         run.doing = None
         try:
-            with trio.move_on_after(self._parts.act_deadline_s) as scope:
+            with trio.move_on_after(self._deadline_s(doing)) as scope:
                 outcome = await self._outcome(doing)
         except trio.Cancelled:
             self._done(run, doing, Outcome(Verdict.FAILED, "begun, but the agent stopped before it was verified"))
@@ -302,11 +290,15 @@ class Responder:
             raise
         if scope.cancelled_caught:
             outcome = action.overdue(context, doing.begun)
-            if not self._amend_later(run, doing):
+            if not (doing.begun.acted and self._amend_later(run, doing)):
                 doing.let_go()
         self._done(run, doing, outcome)
         if not self._next(run, outcome):
             run.index = len(run.rule.form.actions)  # `_advance` ends it
+
+    def _deadline_s(self, doing: Doing) -> float:
+        longer = doing.ready.action.deadline_s
+        return self._parts.act_deadline_s if longer is None else longer(doing.ready.context.params)
 
     async def _outcome(self, doing: Doing) -> Outcome:
         assert doing.ready.action.verify is not None
@@ -317,10 +309,13 @@ class Responder:
 
     def _done(self, run: Run, doing: Doing, outcome: Outcome, *, amends: bool = False) -> None:
         """An act that was begun ended so."""
-        verified_ns = self._parts.clocks.now_ns() if outcome.verdict is Verdict.DONE else 0
+        now_ns, ready = self._parts.clocks.now_ns(), doing.ready
+        if ready.hold and (not doing.begun.acted or outcome.verdict is Verdict.SKIPPED):
+            outcome = self._parts.holdings.ended(ready, act_id(run.id, doing.index), outcome)
         if outcome.verdict is Verdict.FAILED:
             self._parts.memory.forget(doing.key)
-        when = replace(doing.when, verified_ns=verified_ns)
+        acted_ns = doing.when.acted_ns if doing.begun.acted else now_ns
+        when = replace(doing.when, acted_ns=acted_ns, verified_ns=now_ns if outcome.verdict is Verdict.DONE else 0)
         slot = -1 if amends else doing.slot  # it was given back with the first record
         self._parts.recorder.emit(run, doing.index, outcome, slot=slot, when=when, amends=amends)
 

@@ -29,7 +29,9 @@ from pathlib import Path
 import msgspec
 
 from stoop.errors import JournalError
-from stoop.spec import Verdict
+from stoop.spec import (
+    Verdict,
+)
 from stoop.statedir import boot_id, set_aside
 
 SLOTS = 4096

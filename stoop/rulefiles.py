@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import trio
 
-from stoop.errors import UserError
+from stoop.errors import Problem, RulesError, UserError
 from stoop.watching import Watch
 
 QUIET_SECONDS = 0.05
@@ -63,8 +63,16 @@ class RuleFiles:
         self._forced = False
 
     def read(self) -> Files:
-        """All files, at the start. Raises UserError for the first that can't be read."""
-        self._good = tuple((path, read_file(path)) for path in self._paths)
+        """All files, at the start. Raises RulesError with each that can't be read."""
+        files, problems = [], []
+        for path in self._paths:
+            try:
+                files.append((path, read_file(path)))
+            except UserError as error:
+                problems.append(Problem("unreadable", error.what, error.where, hint=error.hint))
+        if problems:
+            raise RulesError(problems)
+        self._good = tuple(files)
         self._told = Reading(self._good)
         return self._good
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from stoop.alert import Alert
+from stoop.alert import Alert, alert_id
 from stoop.rules import Hit, Rule
 from stoop.rules.model import ActionForm
-from stoop.spec import ActContext, Action, Begun
+from stoop.spec import (
+    ActContext,
+    Action,
+    Begun,
+)
 from stoop.subject import Subject
 
 
@@ -53,6 +57,22 @@ class Matched:
     open: int = 1
 
 
+def match(alert: Alert, rules: Sequence[Rule], node: str, received_ns: int, batch: Batch | None) -> Matched | None:
+    """The alert with those of these rules that match it, or may once more is known of it; None without any."""
+    hits: list[tuple[Rule, Hit]] = []
+    for rule in rules:
+        hit = rule.test(alert, None)
+        if hit.possible:
+            hits.append((rule, hit))
+            if hit.certain and not rule.form.continue_:
+                break
+    if not hits:
+        return None
+    if batch is not None:
+        batch.enter()
+    return Matched(alert, alert_id(alert, node), hits, received_ns, batch)
+
+
 @dataclass(eq=False, slots=True)
 class Run:
     """One alert × one rule on its way through the rule's actions."""
@@ -73,11 +93,15 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """An act that nothing speaks against, up to the lane being free."""
+    """An act that nothing speaks against, up to the lane being free.
+
+    `target`: the identity of what it acts on, its lane. `hold`: of a reversible act, the act by which it is held.
+    """
 
     action: Action
     context: ActContext
-    target: str  # the identity of what it acts on: its lane
+    target: str
+    hold: str = ""
 
 
 @dataclass(frozen=True, slots=True)

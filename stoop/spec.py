@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
+
+from stoop.node import ContainerFacts, HeldProcess, NodeHost, ProcessFacts
 
 
 class Mode(enum.StrEnum):
@@ -129,6 +131,9 @@ class ActionSpec(Spec, frozen=True, kw_only=True):
     `needs`: alert fields of which each group needs at least one (`(("proc.pid",),)`).
     `node_rights`: Linux capabilities (capabilities(7)) it needs on the node.
     `continue_default`: Talon's default of `continue` for this actionner.
+    `idempotent_with`: which parameters it is idempotent with, where it is not with all.
+    `reversible`: it holds something until its `ttl` is over, and gives it back then. `outlives_boot`: what it holds is
+    still held after the machine was restarted (a file that was moved), so it is kept on disk before it is done.
     """
 
     target: TargetKind
@@ -138,12 +143,19 @@ class ActionSpec(Spec, frozen=True, kw_only=True):
     sources: tuple[str, ...] = ()
     needs: tuple[tuple[str, ...], ...] = ()
     reversible: bool = False
+    outlives_boot: bool = False
     destroys: bool = False
     idempotent: bool = False
+    idempotent_with: Callable[[Any], bool] | None = None
     blocking: bool = False
     output: OutputUse = OutputUse.NONE
     node_rights: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+
+
+def repeatable(spec: ActionSpec, params: Any) -> bool:
+    """Whether an act with these parameters may be done twice: it is the same as once."""
+    return spec.idempotent and (spec.idempotent_with is None or spec.idempotent_with(params))
 
 
 class OutputSpec(Spec, frozen=True, kw_only=True):
@@ -154,186 +166,80 @@ class NotifierSpec(Spec, frozen=True, kw_only=True):
     """Who can be told (`slack`, `webhook`, …)."""
 
 
-# ---------------------------------------------------------------- what the node says: facts
+class Reversal(msgspec.Struct, frozen=True):
+    """What undoing an act will need, read before the act and kept before it is begun.
 
-
-class ProcessFacts(msgspec.Struct, frozen=True):
-    """What the node says of one process, read once while its pidfd was held (proc(5)).
-
-    `hold` leaves out what is seldom needed (`NodeHost.more_facts` fills it in): `ns_pids`, `exe_dev`, `exe_ino`, and
-    `pid_ns` where the mount namespace or the cgroup tells enough.
-
-    `birth` tells it from every other process that had or will have its number in this boot: the inode of its pidfd
-    (Linux 6.9), else its start in clock ticks.
-    `start_ns`..`start_ns + start_slack_ns` is when it began (CLOCK_REALTIME as of now; /proc gives 10 ms ticks,
-    taskstats µs).
-    `ns_pids`: its pid in each nested pid namespace, ours first (`NSpid` of /proc/PID/status).
-    `exe`: the executable's path as its own mount namespace names it; empty when it can't be read
-    (kernel thread, zombie).
+    `key`: what of the target is held; a second act with the same key holds nothing anew. `ttl_ns`: for how long, 0 for
+    ever. `state`: what the action's `undo` gets; JSON's types only, ids and paths and old values. `then`: what becomes
+    of the target when the time is over, for a person.
     """
 
-    pid: int
-    birth: int
-    start_ns: int
-    start_slack_ns: int
-    boot_id: str
-    ppid: int
-    comm: str
-    exe: str
-    uid: int
-    kernel_thread: bool
-    mnt_ns: int
-    cgroups: tuple[tuple[str, str], ...]  # (controllers, path): "" for v2, as in /proc/PID/cgroup
-    container_id: str = ""  # 64 hex digits, or what the runtime calls it; "" when it is in no container
-    pod_uid: str = ""
-    pid_ns: int = 0
-    ns_pids: tuple[int, ...] = ()
-    exe_dev: int = 0
-    exe_ino: int = 0
-
-    @property
-    def identity(self) -> str:
-        """Stable name of this very process: survives neither its death nor a reboot."""
-        return f"{self.boot_id[:8]}:{self.pid}:{self.birth}"
-
-
-class ContainerFacts(msgspec.Struct, frozen=True):
-    """What the node says of one container: its cgroup directories and the process it began with."""
-
-    container_id: str
-    pod_uid: str
-    boot_id: str
-    cgroup_v2: str  # absolute directory, "" where there is none
-    cgroup_freezer: str  # v1 freezer directory, "" where there is none
-    init_pid: int
-    members: tuple[int, ...]
-
-    @property
-    def identity(self) -> str:
-        """Stable name of this very container."""
-        return f"{self.boot_id[:8]}:{self.container_id}"
-
-
-class HostFacts(msgspec.Struct, frozen=True):
-    """What the guard must know of the node and of the agent itself."""
-
-    boot_id: str
-    pid_ns: int  # inode of the agent's pid namespace
-    mnt_ns: int  # inode of the host's mount namespace (of the reference pid)
-    pid_ns_is_root: bool  # the agent sees pids as the kernel's first pid namespace numbers them
-    own_pids: frozenset[int]  # the agent's processes and their parents
-    own_cgroups: frozenset[str]  # the agent's own cgroups, never to be killed or frozen
-    falco_pids: frozenset[int] = frozenset()
-    falco_cgroups: frozenset[str] = frozenset()
-
-
-class HeldProcess(Protocol):
-    """One process, held by a pidfd (pidfd_open(2)): the number can't come to mean another process while it is held."""
-
-    @property
-    def facts(self) -> ProcessFacts: ...
-
-    def signal(self, signo: int) -> bool:
-        """Send a signal through the pidfd; False when it is gone already. Raises ActFailed when not permitted."""
-        ...
-
-    def has_exited(self) -> bool:
-        """Whether the whole thread group has exited (the pidfd is readable)."""
-        ...
-
-    async def wait_exited(self) -> None:
-        """Return once the whole thread group has exited."""
-        ...
-
-    def state(self) -> str:
-        """The state letter of now (proc(5)), `X` when it is gone."""
-        ...
-
-    def close(self) -> None:
-        """Let go. Idempotent."""
-        ...
-
-
-class NodeHost(Protocol):
-    """What the node lets an act do. Every method is synchronous and bounded unless it says otherwise."""
-
-    def hold(self, pid: int) -> HeldProcess:
-        """Open a pidfd, then read the facts once. Raises TargetGone, TargetRefused."""
-        ...
-
-    def precise_start(self, facts: ProcessFacts) -> tuple[int, int]:
-        """(start, slack) in ns of CLOCK_REALTIME: in µs where the kernel tells (taskstats), else as in the facts."""
-        ...
-
-    def more_facts(self, facts: ProcessFacts) -> ProcessFacts:
-        """The same facts with what `hold` leaves out because it is seldom needed. The caller holds the process."""
-        ...
-
-    def descendants(self, pid: int) -> tuple[int, ...]:
-        """Every living descendant of now, parents before children."""
-        ...
-
-    def session_entry(self, facts: ProcessFacts) -> tuple[int, tuple[int, ...]]:
-        """The exec entry that a container's process belongs to, and all its members. Raises TargetRefused."""
-        ...
-
-    def find_container(self, container_id: str) -> ContainerFacts:
-        """The container whose id begins with this. Raises TargetGone (none), TargetRefused (two directories)."""
-        ...
-
-    def container_members(self, container: ContainerFacts) -> tuple[int, ...]:
-        """Pids in the container's cgroup and below, read now."""
-        ...
-
-    def kill_container(self, container: ContainerFacts) -> None:
-        """`cgroup.kill` where there is one; else freeze, signal each, thaw, until empty. Raises ActFailed."""
-        ...
-
-    def freeze(self, container: ContainerFacts, frozen: bool) -> bool:
-        """Freeze or thaw; whether this changed it: False without a freezer, and where it was so already."""
-        ...
-
-    async def wait_container_empty(self, container: ContainerFacts) -> None:
-        """Return once no process is left in the container's cgroup."""
-        ...
-
-
-# ---------------------------------------------------------------- acts
+    key: str
+    ttl_ns: int
+    state: dict[str, Any]
+    then: str = "given back"
 
 
 class ActContext(msgspec.Struct, frozen=True):
-    """What `begin` gets: the held target, the typed parameters, and a way to ask whether a process is protected."""
+    """What `begin` gets: the held target, the typed parameters, and ways to ask who is protected.
+
+    `act`: the id of this act. Of a reversible one: `reversal`, what was kept (if its key was held already, of that
+    time), and `keep`, to add to the state that `undo` gets before something more is changed.
+    """
 
     host: NodeHost
     params: Any
     process: HeldProcess | None
     container: ContainerFacts | None
     protects: Callable[[ProcessFacts], str]  # "" or the reason why this process must not be touched
+    protects_container: Callable[[ContainerFacts], str]  # the same of a whole container
+    act: str = ""
+    reversal: Reversal | None = None
+    keep: Callable[[dict[str, Any]], None] | None = None
 
 
 class Begun(msgspec.Struct, frozen=True):
-    """An act that was begun and has yet to be verified. `held` are further processes it holds; verify closes them."""
+    """An act that was begun and has yet to be verified. `held` are further processes it holds; verify closes them.
+
+    `acted` False: nothing was done yet. The act blocks, so `verify` does all of it, in the lane.
+    """
 
     held: tuple[Any, ...] = ()
     details: dict[str, Any] = {}
+    acted: bool = True
 
 
+Plan = Callable[[ActContext], Outcome | Reversal]
 Begin = Callable[[ActContext], Outcome | Begun]
 Verify = Callable[[ActContext, Begun], Awaitable[Outcome]]
 Overdue = Callable[[ActContext, Begun], Outcome]
+Undo = Callable[[NodeHost, dict[str, Any]], Awaitable[Outcome]]
+Drift = Callable[[NodeHost, dict[str, Any]], Awaitable[str]]
 
 
 class Action(msgspec.Struct, frozen=True):
     """One line of the catalogue. Without `begin` it is declared only: loading accepts it, acting is refused.
 
     `begin` is synchronous, bounded and awaits nothing. `verify` runs in the target's lane, under the act's deadline;
-    `overdue` says what is to be said when the deadline passes first.
+    `overdue` says what is to be said when the deadline passes first. `deadline_s`: of what takes longer than others do,
+    by its parameters, in seconds.
+
+    A reversible action has more. `plan` reads what undoing will need, before anything is changed. `undo` gives
+    back exactly that: `done`; `skipped` where nothing of ours is left (gone, or somebody else changed it since, which
+    it says); `failed` to be tried again. It may be called at any time, twice, and after a restart. `at_end` is called
+    in its place when the time is over, where that means something else. `drift` tells what somebody else did to it
+    meanwhile, "" for nothing.
     """
 
     spec: ActionSpec
     begin: Begin | None = None
     verify: Verify | None = None
     overdue: Overdue | None = None
+    deadline_s: Callable[[Any], float] | None = None
+    plan: Plan | None = None
+    undo: Undo | None = None
+    at_end: Undo | None = None
+    drift: Drift | None = None
 
 
 class Catalogue(msgspec.Struct, frozen=True):

@@ -12,10 +12,11 @@ from stoop.errors import TargetError, TargetGone, TargetRefused
 from stoop.guard import (
     ANOTHER,
     NO_TIME,
+    NO_TIME_CONTAINER,
+    STARTED_AGAIN,
     TOO_CLOSE,
     Claims,
     Proof,
-    Skew,
     after_falco_saw_it,
     claims,
     in_container,
@@ -23,7 +24,12 @@ from stoop.guard import (
     prove,
     target_pid,
 )
-from stoop.spec import ContainerFacts, HeldProcess, HostFacts, NodeHost, ProcessFacts, TargetKind
+from stoop.node import ContainerFacts, HeldProcess, HostFacts, NodeHost, ProcessFacts
+from stoop.pods import POD_FIELDS, UNTOLD, PodFacts, Source
+from stoop.skew import Skew
+from stoop.spec import (
+    TargetKind,
+)
 
 MAX_SHOWN_NUMBER = 2**53
 """Beyond it a reader of JSON may round (RFC 8259, section 6)."""
@@ -31,7 +37,11 @@ MAX_SHOWN_NUMBER = 2**53
 MAX_SHOWN_TEXT = 64
 """Characters kept of a claim that is no number."""
 
-POD_FIELDS = ("k8s.ns.name", "k8s.pod.name", "k8s.pod.uid", "k8s.pod.id", "container.name")
+
+MAX_SHOWN_NAME = 253
+"""Characters kept of a name that the alert claims: no Kubernetes name is longer (RFC 1123)."""
+
+_ALERT_NAMES = (("pod", "k8s.pod.name"), ("pod_uid", "k8s.pod.uid"), ("container", "container.name"))
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -52,6 +62,7 @@ class Subject:
         self._seen = seen
         self._process: HeldProcess | None = None
         self._container: ContainerFacts | None = None
+        self._pod: PodFacts | None = None
         self._failure: TargetError | None = None
         self._container_failure: TargetError | None = None
         self._holders = 1
@@ -103,16 +114,68 @@ class Subject:
         try:
             facts = self.process().facts
         except TargetError:
-            return {}
+            return self._resolve_container()
         if not in_container(self.said, facts, self._seen.host_facts):
             # As Falco says it of a process of the host, so that `container.id!=host` means what it says.
-            return dict.fromkeys(POD_FIELDS) | {"container.id": "host", "container.full_id": "host"}
+            none = dict.fromkeys((*POD_FIELDS, "container.name"))
+            return none | {"container.id": "host", "container.full_id": "host"}
         known: dict[str, str | None] = {}
         if facts.container_id:
             known |= {"container.id": facts.container_id[:12], "container.full_id": facts.container_id}
-        if facts.pod_uid:
-            known |= {"k8s.pod.uid": facts.pod_uid, "k8s.pod.id": facts.pod_uid}
-        return known
+        pod = self.pod()
+        return known if pod is None else known | pod.fields()
+
+    def _resolve_container(self) -> dict[str, str | None]:
+        """Of a container whose process that the alert names has ended."""
+        try:
+            found = self.container()
+        except TargetError:
+            return {}
+        pod = self.pod()
+        known = {"container.id": found.container_id[:12], "container.full_id": found.container_id}
+        return known | (pod.fields() if pod is not None else {})
+
+    def pod(self) -> PodFacts | None:
+        """What the node says of the pod of this subject's container; None where no container was found.
+
+        A process whose cgroup is another container's than Falco saw has moved: then the pod is that of the container
+        that Falco names, and what the cgroup says of it counts for nothing.
+        """
+        if self._pod is None:
+            self._pod = self._find_pod()
+        return self._pod
+
+    def refusal(self, protected: frozenset[str]) -> str:
+        """Empty, or why the pod forbids to act: the alert and the node disagree about who it is, or its namespace is
+        among the protected ones by the node's word (the alert's own is the guard's to judge)."""
+        pod = self.pod()
+        if pod is None:
+            return ""
+        if pod.namespace.value in protected:
+            return (
+                f"namespace {pod.namespace.value} is protected (guard.protected_namespaces); "
+                f"so says the node ({pod.namespace.source})"
+            )
+        return pod.contradicts(self.alert.fields)
+
+    def _find_pod(self) -> PodFacts | None:
+        found = self.facts if self._container is None else self._container
+        if found is None or not self._is_claimed(found.container_id):
+            found = self._claimed_container()
+        return self._host.pod_of(found.container_id, found.pod_uid) if found and found.container_id else None
+
+    def _is_claimed(self, container_id: str) -> bool:
+        """Whether the alert names this container, or none at all."""
+        claimed = self.said.container_id
+        same = container_id.startswith(claimed) or claimed.startswith(container_id)
+        return bool(container_id) and (claimed in ("", "host") or same)
+
+    def _claimed_container(self) -> ContainerFacts | None:
+        claimed = self.said.container_id
+        try:
+            return self._host.find_container(claimed) if claimed not in ("", "host") else None
+        except TargetError:
+            return None
 
     def identity(self, kind: TargetKind) -> str:
         """The stable name of the target of an act. Raises like `process` and `container`."""
@@ -128,16 +191,33 @@ class Subject:
             told |= {"exe": facts.exe, "uid": facts.uid, "ppid": facts.ppid, "proven_by": self.proven_by}
             if facts.container_id:
                 told["container_id"] = facts.container_id
-            if facts.pod_uid:
-                told["pod_uid"] = facts.pod_uid
+                if not self._is_claimed(facts.container_id):  # it has moved, and its pod is that of the claimed one
+                    told["claimed_container_id"] = self.said.container_id
         else:
             told = {"claimed_pid": _shown(self.alert.fields.get("proc.pid"))}
             told["claimed_container_id"] = self.said.container_id
         if self._container is not None:
             told["container_id"] = self._container.container_id
+        return told | self._describe_pod()
+
+    def _describe_pod(self) -> dict[str, object]:
+        """Names of the pod and where each came from: from the node where somebody had to ask it, else the alert's."""
+        node, facts = self._pod, self.facts
+        names: dict[str, object] = {}
+        sources = {}
+        for key, field in _ALERT_NAMES:
+            value = self.alert.fields.get(field)
+            if isinstance(value, str) and value not in UNTOLD:
+                names[key], sources[key] = value[:MAX_SHOWN_NAME], str(Source.ALERT)
         if self.said.namespace:
-            told["namespace"] = self.said.namespace
-        return told
+            names["namespace"] = self.said.namespace
+            sources["namespace"] = str(Source.ALERT)
+        if node is not None:
+            names |= node.describe()
+            sources |= node.sources()
+        elif facts is not None and facts.pod_uid:
+            names["pod_uid"], sources["pod_uid"] = facts.pod_uid, str(Source.CGROUP)
+        return names | {"told_by": sources} if sources else names
 
     def _hold(self) -> HeldProcess:
         process = self._host.hold(target_pid(self.alert))
@@ -149,16 +229,11 @@ class Subject:
 
     def _prove(self, facts: ProcessFacts) -> str:
         """Empty when it is the process meant, else why it must be left alone. Asks for more only when it has to."""
-        seen, skew = self._seen, self._seen.skew
         if not self.alert.time_ns:
             return NO_TIME
-        # Whatever its stamp says, it happened before we heard of it: by Falco's clock, which may be ahead of ours.
-        event_ns = min(self.alert.time_ns, seen.received_ns - min(skew.drift_ns, 0))
-        proof = prove(facts.start_ns, facts.start_slack_ns, event_ns, skew)
-        if after_falco_saw_it(self.said, facts.start_ns, skew):
+        if after_falco_saw_it(self.said, facts.start_ns, self._seen.skew):
             return ANOTHER.format(facts.pid)
-        if proof is Proof.TOO_CLOSE:
-            proof = prove(*self._host.precise_start(facts), event_ns, skew)
+        proof = self._start_proof(facts)
         if proof is Proof.TOO_CLOSE:
             self.proven_by = one_more_match(self.said, self._host.more_facts(facts))
             return "" if self.proven_by else TOO_CLOSE.format(facts.pid)
@@ -180,7 +255,36 @@ class Subject:
         wanted = own or ("" if claimed == "host" else claimed)
         if not wanted:
             raise TargetRefused("the alert names no container, and its process is in none")
-        return self._host.find_container(wanted)
+        container = self._host.find_container(wanted)
+        if not own:
+            self._prove_container(container)
+        return container
+
+    def _prove_container(self, container: ContainerFacts) -> None:
+        """A container known by its id alone: what is in it now must have been there at the event.
+
+        Docker starts a container again under the same id. Raises TargetGone then, and TargetRefused without a time.
+        """
+        if not self.alert.time_ns:
+            raise TargetRefused(NO_TIME_CONTAINER)
+        if not container.members:
+            return
+        init = self._host.hold(container.init_pid)
+        try:
+            if self._start_proof(init.facts) is Proof.ANOTHER:
+                raise TargetGone(STARTED_AGAIN)
+        finally:
+            init.close()
+
+    def _start_proof(self, facts: ProcessFacts) -> Proof:
+        """What the start of a process that is held says. Asks for a finer one only when it has to."""
+        seen, skew = self._seen, self._seen.skew
+        # Whatever its stamp says, it happened before we heard of it: by Falco's clock, which may be ahead of ours.
+        event_ns = min(self.alert.time_ns, seen.received_ns - min(skew.drift_ns, 0))
+        proof = prove(facts.start_ns, facts.start_slack_ns, event_ns, skew)
+        if proof is Proof.TOO_CLOSE:
+            proof = prove(*self._host.precise_start(facts), event_ns, skew)
+        return proof
 
 
 def _shown(claim: object) -> object:

@@ -1,7 +1,8 @@
 """What a person switches while the agent runs: its mode, and rules that disarmed themselves. Kept over restarts.
 
-Two small files beside the journal, replaced by rename so that a crash leaves the old or the new one. A mode that can't
-be read means observe: the emergency stop must not be undone by a broken file.
+Two small files beside the journal, replaced by rename so that a crash leaves the old or the new one. What a person
+switched is synced before he has his answer; a rule that disarms itself is not, for that is on the way to an act. A mode
+that can't be read means observe: the emergency stop must not be undone by a broken file.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from stoop.spec import Mode
+from stoop.spec import (
+    Mode,
+)
 
 T = TypeVar("T")
 
@@ -86,10 +89,21 @@ class Switches:
         self.disarmed.pop(rule, None)
         self._write(DISARMED_FILE, self.disarmed)
 
+    def sync(self) -> str:
+        """Wait until the disk has what was kept last (fsync(2)): for a thread. Gives "", or why it may not have it."""
+        try:
+            for name in (MODE_FILE, DISARMED_FILE, "."):  # the directory holds their names
+                _sync(self._dir / name)
+        except OSError as error:
+            return error.strerror or str(error)
+        return ""
+
     def _read(self, name: str, kind: type[T], otherwise: T) -> T | None:
         path = self._dir / name
         try:
-            with path.open("rb") as file:
+            # Not to be waited for: what is no file (a pipe) gives nothing, which is no mode either.
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(fd, "rb") as file:
                 return msgspec.json.decode(file.read(MAX_FILE), type=kind)
         except FileNotFoundError:
             return None
@@ -114,3 +128,14 @@ class Switches:
             (self._dir / name).unlink(missing_ok=True)
         except OSError as error:
             self._warn("a switch can't be removed", file=str(self._dir / name), error=str(error))
+
+
+def _sync(path: Path) -> None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return  # nothing was switched, or it ended
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -16,15 +16,26 @@ import trio
 from stoop import guard
 from stoop.alert import Alert, decode
 from stoop.engine import Memory
-from stoop.errors import TargetError, TargetGone, TargetRefused
+from stoop.errors import ActFailed, TargetError, TargetGone, TargetRefused
+from stoop.giveback import GiveBack
+from stoop.holdings import Holdings
+from stoop.holds import Hold
 from stoop.judge import Judge
 from stoop.metrics import Metrics
+from stoop.node import ContainerFacts, HostFacts, ProcessFacts
+from stoop.parts import Parts
+from stoop.pods import NOTHING, NamespaceFacts, PodFacts, Source, Told
 from stoop.record import Record
 from stoop.recorder import Recorder
-from stoop.respond import Parts, Responder
+from stoop.respond import Responder
 from stoop.ring import Intent
 from stoop.rules import RuleForm, RuleSet
-from stoop.spec import Action, Catalogue, ContainerFacts, HostFacts, Mode, ProcessFacts
+from stoop.skew import Skew
+from stoop.spec import (
+    Action,
+    Catalogue,
+    Mode,
+)
 
 SECOND_NS = 1_000_000_000
 
@@ -149,6 +160,8 @@ class FakeHost:
         self.held: list[int] = []
         self.open_holds = 0
         self.frozen: list[tuple[str, bool]] = []
+        self.controls: dict[tuple[str, str, str], str] = {}
+        self.pods: dict[str, PodFacts] = {}
 
     def add(self, pid: int, **changes: Any) -> FakeProcess:
         """One more process, by itself an old one of the host."""
@@ -223,6 +236,31 @@ class FakeHost:
             members=tuple(facts.pid for facts in found),
         )
 
+    def pod_of(self, container_id: str, pod_uid: str) -> PodFacts:
+        """What `pods` holds, else what its cgroup says."""
+        uid = Told(pod_uid, Source.CGROUP) if pod_uid else NOTHING
+        return self.pods.get(container_id, PodFacts(container_id, uid=uid, in_pod=bool(pod_uid) or None, why="unknown"))
+
+    def namespaces_of(self, container: ContainerFacts, process: ProcessFacts | None = None) -> NamespaceFacts:
+        """Those of every container here."""
+        if not self.container_members(container):
+            raise TargetGone("the first process of the container has ended")
+        inside, outside = CONTAINER_NAMESPACE, HOST_NAMESPACE
+        return NamespaceFacts(
+            container_id=container.container_id,
+            init_pid=container.init_pid,
+            holder_pid=container.init_pid,
+            sandbox_id=self.pod_of(container.container_id, container.pod_uid).sandbox_id,
+            net=inside,
+            pid=inside,
+            mnt=inside,
+            pod_net=inside,
+            host_net=outside,
+            host_pid=outside,
+            host_mnt=outside,
+            elsewhere=("mnt",) if process is not None and process.mnt_ns != inside else (),
+        )
+
     def container_members(self, container: ContainerFacts) -> tuple[int, ...]:
         """Those that live."""
         return tuple(pid for pid, process in self._living() if process.facts.container_id == container.container_id)
@@ -237,6 +275,34 @@ class FakeHost:
         was = dict(self.frozen).get(container.container_id, False)
         self.frozen.append((container.container_id, frozen))
         return was is not frozen
+
+    def is_frozen(self, container: ContainerFacts) -> bool:
+        """As it was left."""
+        return dict(self.frozen).get(container.container_id, False)
+
+    def holds_signals(self, container: ContainerFacts) -> bool:
+        """It is v2 here."""
+        return False
+
+    def has_control(self, container: ContainerFacts, controller: str, file: str) -> bool:
+        """As `controls` says."""
+        return (container.container_id, controller, file) in self.controls
+
+    def block_devices(self) -> tuple[str, ...]:
+        """One disk."""
+        return ("8:0",)
+
+    def read_control(self, container: ContainerFacts, controller: str, file: str) -> str:
+        """As `controls` says."""
+        try:
+            return self.controls[container.container_id, controller, file]
+        except KeyError:
+            raise ActFailed(f"there is no {file}") from None
+
+    def write_control(self, container: ContainerFacts, controller: str, file: str, value: str) -> None:
+        """Written as it is."""
+        self.read_control(container, controller, file)
+        self.controls[container.container_id, controller, file] = value
 
     async def wait_container_empty(self, container: ContainerFacts) -> None:
         """Until all have ended."""
@@ -293,6 +359,31 @@ class FakeLedger:
         self.settled_alerts += count
 
 
+class FakeFiles:
+    """`HoldFiles` in memory. `trouble`: why nothing can be kept, "" for nothing."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Hold] = {}
+        self.synced: list[str] = []
+        self.trouble = ""
+
+    def load(self) -> tuple[list[Hold], list[str]]:
+        """What was kept."""
+        return list(self.kept.values()), []
+
+    def keep(self, hold: Hold, *, synced: bool) -> str:
+        """Remembered."""
+        if not self.trouble:
+            self.kept[hold.act] = hold
+            self.synced += [hold.act] if synced else []
+        return self.trouble
+
+    def remove(self, act: str) -> str:
+        """Forgotten."""
+        self.kept.pop(act, None)
+        return ""
+
+
 class Workbench:
     """A real responder on fakes, with these actions and rules. It must be served for whatever has to be awaited."""
 
@@ -304,9 +395,10 @@ class Workbench:
         policy: guard.Policy = POLICY,
         window_s: float = 5.0,
         deadline_s: float = 2.0,
+        clock: FakeClock | None = None,
     ) -> None:
         self.host = FakeHost()
-        self.clock = FakeClock()
+        self.clock = clock or FakeClock()
         self.ledger = FakeLedger()
         self.metrics = Metrics()
         self.mode = Mode.ENFORCE
@@ -314,27 +406,38 @@ class Workbench:
         self.limits = guard.Limits(policy, {})
         self.disarmed: list[tuple[str, str]] = []
         self.shown: list[Record] = []
-        catalogue = Catalogue(actions={action.spec.name: action for action in actions}, outputs={}, notifiers={})
+        self.actions = {action.spec.name: action for action in actions}
+        catalogue = Catalogue(actions=self.actions, outputs={}, notifiers={})
         self.judge = Judge(
             host=self.host,
             host_facts=lambda: HOST_FACTS,
             catalogue=catalogue,
-            keeps=guard.Guard(policy, self.limits, guard.Skew()),
+            keeps=guard.Guard(policy, self.limits, Skew()),
             disarmed=lambda rule, reason: self.disarmed.append((rule, reason)),
         )
+        self.files = FakeFiles()
+        self.said: list[tuple[str, str, dict[str, Any]]] = []
+        self.holdings = Holdings(self.files, self.clock, BOOT_ID, self.say)
+        recorder = Recorder(self.ledger, self.metrics, lambda: self.mode, (self.shown.append,))
+        self.giveback = GiveBack(self.holdings, catalogue, self.host, recorder, self.clock, self.say)
         self.responder = Responder(
             Parts(
                 node="node-1",
                 host=self.host,
                 judge=self.judge,
                 memory=self.memory,
-                recorder=Recorder(self.ledger, self.metrics, lambda: self.mode, (self.shown.append,)),
+                recorder=recorder,
+                holdings=self.holdings,
                 clocks=self.clock,
                 mode=lambda: self.mode,
                 act_deadline_s=deadline_s,
             )
         )
         self.use(rules)
+
+    def say(self, level: str, event: str, **fields: Any) -> None:
+        """Remembered in `said`."""
+        self.said.append((level, event, fields))
 
     def use(self, rules: Sequence[RuleForm]) -> None:
         """Swap the rules."""

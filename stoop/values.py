@@ -10,7 +10,10 @@ import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from stoop.spec import ParameterFault
+from stoop.spec import (
+    ParameterFault,
+)
+from stoop.units import parse_duration
 
 # An int64 as Go's strconv.ParseInt takes it with base 10: a sign is fine; blanks, underscores and other scripts' digits
 # are not. 19 digits hold every int64, and leading zeros don't count.
@@ -40,6 +43,14 @@ def number(name: str, value: int, low: int, high: int | None = None) -> Iterator
     if value < low or (high is not None and value > high):
         wanted = f"at least {low}" if high is None else f"from {low} to {high}"
         yield ParameterFault("param-value", name, f"{name} must be {wanted}, not {value}")
+
+
+def duration(name: str, value: str) -> Iterator[ParameterFault]:
+    """A time such as `90s` or `1h`; `0` for ever."""
+    try:
+        parse_duration(value)
+    except ValueError as error:
+        yield ParameterFault("param-value", name, f"{name}: {error}")
 
 
 def choice(name: str, value: str, allowed: Iterable[str]) -> Iterator[ParameterFault]:

@@ -104,10 +104,11 @@ class RulesEnd(Message, frozen=True):
 
 
 class RulesRejected(Message, frozen=True):
-    """The files of this generation can't be used: one line a problem, with file:line:column."""
+    """The files of this generation can't be used: one line a problem, with file:line:column; what is odd besides."""
 
     generation: int
     problems: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 AnyMessage = (

@@ -332,7 +332,7 @@ def test_the_id_leaves_out_what_a_second_sending_may_change() -> None:
         (b'{"output_fields":{"n":NaN}}', "malformed", "NaN is not JSON"),
         (b'{"output_fields":{"n":-Infinity}}', "malformed", "-Infinity is not JSON"),
         (b'{"output_fields":{"n":01}}', "malformed", "character 23"),
-        (b"\xef\xbb\xbf{}", "malformed", "character 0"),
+        (b"\xef\xbb\xbf{}", "malformed", "byte order mark"),
         (b'{"time":"2026"}', "time", "'2026'"),
         (b"{" + b" " * MAX_ALERT + b"}", "too large", "1048578 bytes"),
     ],

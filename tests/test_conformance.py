@@ -96,3 +96,12 @@ def test_a_file_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main([str(path)]) == 2
     assert main([str(tmp_path / "missing")]) == 2
     assert "not a file of cases" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_a_file_without_a_case_does_not_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
+    path = tmp_path / "a"
+    path.write_text(content)
+    assert main([str(path)]) == 2
+    told = capsys.readouterr()
+    assert (told.out, "no case in it" in told.err) == ("", True)

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from stoop import control
 from stoop.control import Arm, ControlError, Follow, Lines, Reload, Reply, SetMode, Status, Subscribe
-from stoop.spec import Mode
+from stoop.spec import (
+    Mode,
+)
 
 Serve = Callable[[Callable[[socket.socket], None]], str]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,15 @@ def test_decodes_as_talon_or_differs_as_listed(case: dict[str, Any]) -> None:
 
 
 def test_every_meant_deviation_is_listed_and_in_the_file() -> None:
-    assert set(MEANT.values()) == set(LISTED_DEVIATIONS)
+    assert {*MEANT.values(), "repeated time"} == set(LISTED_DEVIATIONS)
     assert set(MEANT) <= {case["id"] for case in CASES}
+
+
+def test_a_time_that_stands_twice_is_a_listed_deviation() -> None:
+    body = b'{"time":"never","Time":"2026-01-02T03:04:05Z"}'
+    case = {"body": base64.b64encode(body).decode(), "accepted": False}
+    assert (check_decode_case(case) or "").startswith("repeated time: ")
+    assert check_decode_case({**case, "accepted": True, "fields": {"time": "2026-01-02T03:04:05Z"}}) is None
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ import pytest
 from stoop import guard
 from stoop.alert import Alert, decode
 from stoop.errors import TargetRefused
-from stoop.spec import ContainerFacts, HostFacts, ProcessFacts
+from stoop.node import ContainerFacts, HostFacts, ProcessFacts
+from stoop.skew import ESTABLISHED, Skew
+from tests.test_skew import skewed
 
 SECOND = 1_000_000_000
 NOW = 1_800_000_000 * SECOND
@@ -63,13 +65,6 @@ POLICY = guard.Policy(
 )
 
 
-def skewed(*delays_ns: int) -> guard.Skew:
-    skew = guard.Skew()
-    for number, delay in enumerate(delays_ns, 1):
-        skew.sample(delay, number * guard.SPACING_NS)
-    return skew
-
-
 class TestTargetPid:
     @pytest.mark.parametrize("pid", [2, 1298, guard.PID_LIMIT - 1])
     def test_a_pid_above_one_is_taken(self, pid: int) -> None:
@@ -109,10 +104,10 @@ class TestProve:
     def test_a_start_before_the_event_proves_and_one_after_it_refutes(
         self, start_ns: int, slack_ns: int, proof: guard.Proof
     ) -> None:
-        assert guard.prove(start_ns, slack_ns, NOW, guard.Skew()) is proof
+        assert guard.prove(start_ns, slack_ns, NOW, Skew()) is proof
 
     def test_a_clock_that_runs_behind_is_allowed_for_once_it_is_known(self) -> None:
-        behind = skewed(*[2 * SECOND] * guard.ESTABLISHED)
+        behind = skewed(*[2 * SECOND] * ESTABLISHED)
         assert guard.prove(NOW + SECOND, FINE, NOW, behind) is guard.Proof.TOO_CLOSE
         assert guard.prove(NOW + SECOND, FINE, NOW, skewed(2 * SECOND)) is guard.Proof.ANOTHER
 
@@ -129,7 +124,7 @@ class TestPidTs:
     )
     def test_what_began_after_falco_saw_the_thread_begin_is_another(self, seen_ns: int, is_another: bool) -> None:
         said = guard.claims(alert_of(**{"proc.pid": 4321, "proc.pid.ts": seen_ns}))
-        assert guard.after_falco_saw_it(said, NOW - SECOND, guard.Skew()) is is_another
+        assert guard.after_falco_saw_it(said, NOW - SECOND, Skew()) is is_another
 
 
 class TestOneMoreMatch:
@@ -153,47 +148,6 @@ class TestOneMoreMatch:
     def test_a_vpid_of_the_host_is_no_evidence(self) -> None:
         said = guard.claims(alert_of(**{"proc.pid": 4321, "proc.vpid": 4321}))
         assert guard.one_more_match(said, facts(ns_pids=(4321,))) == ""
-
-
-class TestSkew:
-    def test_a_short_lag_is_falcos_latency_and_not_its_clock(self) -> None:
-        assert skewed(*[12_000_000] * 20).drift_ns == 0
-
-    def test_a_pid_given_anew_within_falcos_latency_does_not_pass(self) -> None:
-        assert skewed(*[12_000_000] * 20).bounds(NOW) == (NOW, NOW + guard.CLOCK_NOISE_NS)
-
-    def test_a_longer_lag_is_believed_after_enough_alerts(self) -> None:
-        assert skewed(*[3 * SECOND] * 3).drift_ns == 0
-        assert skewed(*[3 * SECOND] * guard.ESTABLISHED).drift_ns == 3 * SECOND
-
-    def test_a_backlog_is_no_drift_however_many_alerts_it_brings(self) -> None:
-        burst = guard.Skew()
-        for number in range(1000):
-            burst.sample(3 * SECOND, SECOND + number * 1000)
-        assert not burst.established
-        assert burst.bounds(NOW)[1] == NOW + guard.CLOCK_NOISE_NS
-
-    def test_a_lag_beyond_what_clocks_drift_is_not_believed(self) -> None:
-        assert skewed(*[95 * SECOND] * 20).bounds(NOW)[1] == NOW + guard.CLOCK_NOISE_NS
-
-    def test_a_stamp_far_ahead_is_another_machines_clock(self) -> None:
-        assert skewed(*[1_000] * 10, -3600 * SECOND).lag_ns == 1_000
-
-    def test_the_least_delay_leaves_with_the_window(self) -> None:
-        skew = skewed(1_000, *[9_000] * guard.SKEW_WINDOW)
-        assert skew.lag_ns == 9_000
-
-    def test_a_lower_delay_counts_at_once(self) -> None:
-        skew = skewed(*[9_000] * 10)
-        skew.sample(-5_000_000, 10 * guard.SPACING_NS + 1)
-        assert skew.lag_ns == -5_000_000
-
-    def test_a_step_of_the_clock_is_noticed_and_begins_anew(self) -> None:
-        skew = skewed(*[1_000] * 20)
-        assert not skew.clock(5 * SECOND)
-        assert not skew.clock(5 * SECOND + 1_000)
-        assert skew.clock(15 * SECOND)
-        assert (skew.steps, skew.established) == (1, False)
 
 
 class TestProtects:
@@ -344,3 +298,11 @@ class TestLimits:
     def test_zero_is_no_limit(self) -> None:
         limits = guard.Limits(msgspec.structs.replace(POLICY, max_targets=0, max_targets_total=0), {})
         assert all(limits.admit("R", f"t{number}", 0) == "" for number in range(100))
+
+    def test_a_rule_of_which_nothing_is_counted_does_not_push_out_what_is(self) -> None:
+        limits = guard.Limits(msgspec.structs.replace(POLICY, max_targets_total=0), {})
+        for number in range(5):
+            limits.admit("R", f"t{number}", 0)
+        for number in range(guard.MAX_LIMIT_KEYS):
+            limits.admit(f"R{number % 3000}", f"t{number}", 1)
+        assert "more than 5" in limits.admit("R", "t5", 2)

@@ -12,7 +12,9 @@ import pytest
 from stoop.errors import UserError
 from stoop.history import PAGE_ROWS, read
 from stoop.record import Record, Timing
-from stoop.spec import Verdict
+from stoop.spec import (
+    Verdict,
+)
 from stoop.store import STORE_FILE, Store, row_of
 
 NOW = 1_700_000_000_000_000_000

@@ -9,7 +9,16 @@ import pytest
 
 from stoop.errors import TargetGone, TargetRefused
 from stoop.rules import ActionForm, Condition, MatchForm, RuleForm
-from stoop.spec import Action, ActionSpec, Mode, Outcome, Reach, Scope, TargetKind, Verdict
+from stoop.spec import (
+    Action,
+    ActionSpec,
+    Mode,
+    Outcome,
+    Reach,
+    Scope,
+    TargetKind,
+    Verdict,
+)
 from stoop.testing import NOW_NS, POLICY, SECOND_NS, Workbench, alert_of
 
 CONTAINER = "c" * 64

@@ -31,7 +31,9 @@ from stoop.ring import (
     read_slot,
     unpack_intent,
 )
-from stoop.spec import Verdict
+from stoop.spec import (
+    Verdict,
+)
 from stoop.statedir import MAX_ASIDE, boot_id
 
 NOW = 1_700_000_000_000_000_000

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from stoop import rulefiles
-from stoop.errors import UserError
+from stoop.errors import RulesError, UserError
 from stoop.rulefiles import Files, Reading, RuleFiles, read_file
 from stoop.watching import Names, locate
 
@@ -90,6 +90,13 @@ class TestRead:
     def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"rules\.yaml: it can't be read: No such file.*create it"):
             RuleFiles([str(tmp_path / "rules.yaml")]).read()
+
+    def test_every_file_that_cannot_be_read_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "good").touch()
+        paths = [str(tmp_path / name) for name in ("missing", "good", "")]
+        with pytest.raises(RulesError) as caught:
+            RuleFiles(paths).read()
+        assert [problem.file for problem in caught.value.problems] == [paths[0], paths[2]]
 
     def test_a_directory_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="Is a directory"):

@@ -12,7 +12,9 @@ import pytest
 
 from stoop.errors import JournalError
 from stoop.record import Record, Timing
-from stoop.spec import Verdict
+from stoop.spec import (
+    Verdict,
+)
 from stoop.store import (
     CHUNK_ROWS,
     MAX_BODY,

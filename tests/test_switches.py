@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from stoop.spec import Mode
+from stoop.spec import (
+    Mode,
+)
 from stoop.switches import DISARMED_FILE, MODE_FILE, Switches
 
 
@@ -70,3 +74,19 @@ def test_a_directory_that_is_gone_is_said_and_the_switch_holds(tmp_path: Path) -
     switches.switch(Mode.OFF)
     assert switches.mode(0) is Mode.OFF
     assert said.events == ["a switch can't be kept: it holds until the agent ends"]
+
+
+def test_what_was_switched_is_synced_with_its_directory(tmp_path: Path) -> None:
+    switches = loaded(tmp_path)
+    assert switches.sync() == ""
+    switches.switch(Mode.OFF)
+    switches.disarm("R", "too many")
+    assert switches.sync() == ""
+
+
+@pytest.mark.parametrize("name", [MODE_FILE, DISARMED_FILE])
+def test_what_the_disk_does_not_take_is_told(tmp_path: Path, name: str) -> None:
+    # Nothing in /proc can be synced (fsync(2): EINVAL), so this tells what is.
+    assert loaded(Path("/proc/self")).sync() == os.strerror(errno.EINVAL)
+    (tmp_path / name).symlink_to("/proc/self/status")
+    assert Switches(tmp_path, Mode.ENFORCE, Said()).sync() == os.strerror(errno.EINVAL)

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 import pytest
 
 from stoop import values
-from stoop.spec import ParameterFault
+from stoop.spec import (
+    ParameterFault,
+)
 
 
 def codes(faults: Iterable[ParameterFault]) -> list[str]:

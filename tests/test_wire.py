@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from stoop import wire
 from stoop.record import Record, Timing
-from stoop.spec import Verdict
+from stoop.spec import (
+    Verdict,
+)
 
 RECORD = Record("a", "r", "c", "R", "kill", "process:kill", Verdict.DONE, "", {"pid": 7}, Timing(1, 2, 3, 4, 5))
 MESSAGES: list[wire.AnyMessage] = [
@@ -24,6 +26,7 @@ MESSAGES: list[wire.AnyMessage] = [
     wire.RuleReady(1, msgspec.Raw(msgspec.msgpack.encode({"rule": "x"}))),
     wire.RulesEnd(1, ("careful",)),
     wire.RulesRejected(1, ("rules.yaml:1:1: no",)),
+    wire.RulesRejected(1, ("rules.yaml:1:1: no",), ("rules.yaml:2:1: odd",)),
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
@@ -15,8 +16,11 @@ from stoop.gojson import time_ns
 # another way is a fault.
 LISTED_DEVIATIONS = {
     "nesting": "Stoop refuses what nests deeper than 512 levels (Talon 10,000): reading deeper may end a process",
+    "repeated time": "Of repeated `time` keys only the last is parsed: to look for a first one would slow every alert",
     "kept": "Talon answers 200 and then loses alerts with numbers beyond a float or offsets of a day; Stoop keeps them",
 }
+
+_TIME_KEY = re.compile(rb'"time"\s*:', re.IGNORECASE)
 
 
 def check_decode_case(case: Mapping[str, Any]) -> str | None:
@@ -26,6 +30,8 @@ def check_decode_case(case: Mapping[str, Any]) -> str | None:
     except AlertError as error:
         return f"{error.kind}: {error.reason}" if case["accepted"] else None
     if not case["accepted"]:
+        if alert.time_ns and len(_TIME_KEY.findall(alert.raw)) > 1:
+            return "repeated time: Talon refuses it for another one than the last"
         return "accepted: Talon refuses it"
     differing = _differing_fields(alert, case.get("fields") or {}) or _differing_text(
         alert, case.get("match_text") or {}

@@ -12,7 +12,10 @@ from typing import Any
 
 import msgspec
 
-from stoop.spec import Catalogue, Spec
+from stoop.spec import (
+    Catalogue,
+    Spec,
+)
 
 Schema = dict[str, Any]
 

@@ -31,6 +31,9 @@ a container must not be able to hide the others by making very many."""
 MAX_NESTED = 4096
 """Directories inside one container whose members are listed. With more, a v1 container never counts as empty."""
 
+MAX_CONTROL = 64 * 1024
+"""Characters read of a control file: `io.stat` has some 100 a device."""
+
 V2 = "v2"
 FREEZER = "freezer"
 """Names of the two hierarchies that are used; v1's by its controller."""
@@ -58,6 +61,7 @@ class Cgroups:
     def __init__(self, root: str) -> None:
         unified = (root, f"{root}/unified")
         self.v2 = next((path for path in unified if os.path.exists(f"{path}/cgroup.controllers")), "")
+        self._root = root
         freezer = f"{root}/freezer"
         self.freezer = freezer if os.path.exists(f"{freezer}/cgroup.procs") else ""
 
@@ -122,6 +126,29 @@ class Cgroups:
         file = f"{directory}/freezer.state"
         return _switch(file, file, _V1_WORDS[frozen])
 
+    def is_frozen(self, directory: str) -> bool:
+        """Whether all in this cgroup, of either kind, stand still now."""
+        return "frozen 1" in _read(f"{directory}/cgroup.events") or "FROZEN" in _read(f"{directory}/freezer.state")
+
+    def beside(self, freezer_directory: str, controller: str) -> str:
+        """The same cgroup in another v1 hierarchy, "" where there is none (runtimes use one path in all of them)."""
+        return _existing(f"{self._root}/{controller}", freezer_directory.removeprefix(self.freezer))
+
+    def read_control(self, path: str) -> str:
+        """A control file. Raises ActFailed."""
+        try:
+            with open(path, encoding="ascii") as file:
+                return file.read(MAX_CONTROL)
+        except OSError as error:
+            raise _failed("read", path, error) from error
+
+    def write_control(self, path: str, value: str) -> None:
+        """Write a control file. Raises ActFailed."""
+        try:
+            _write(path, value)
+        except OSError as error:
+            raise _failed(f"write {value!r}", path, error) from error
+
 
 def own_paths(cgroups: tuple[tuple[str, str], ...]) -> dict[str, str]:
     """Of a process's cgroups: the path of its container in v2 and in the freezer hierarchy (V2, FREEZER)."""
@@ -143,23 +170,39 @@ def _existing(mount: str, path: str) -> str:
 
 def _find_below(mount: str, container_id: str) -> Found | None:
     found: Found | None = None
-    for path, place in _walk(mount):
+    for path, place in walk(mount) if mount else ():
         # Deeper than the container's own directory: the container's business.
         if place.directory != path or not place.container_id.startswith(container_id):
             continue
         if found is not None:
-            raise TargetRefused(f"two cgroups are container {container_id[:12]}: {found.directory}, {mount}{path}")
+            raise two(found, mount + path)
         found = Found(mount + path, place.container_id, place.pod_uid)
     return found
 
 
-def _walk(mount: str) -> Iterator[tuple[str, Place]]:
-    """(path below the mount, what it tells) of every directory, within bounds."""
-    waiting = [("", 0)] if mount else []
+def two(found: Found, other: str) -> TargetRefused:
+    """The refusal of a container that has two directories: which one it is can't be proven."""
+    return TargetRefused(f"two cgroups are container {found.container_id[:12]}: {found.directory}, {other}")
+
+
+def goes_on_below(place: Place) -> bool:
+    """Whether another container may lie below: not below one of a pod, where the outermost id counts. One that is in
+    no pod may be a node itself (kind)."""
+    return not (place.directory and place.pod_uid)
+
+
+def walk(mount: str, top: str = "") -> Iterator[tuple[str, Place]]:
+    """(path below the mount, what it tells) of `top` and every directory below it that may hold containers.
+
+    Each is given before it is listed. Raises TargetRefused beyond MAX_DIRECTORIES.
+    """
+    waiting = [(top, 0)]
     inside: Counter[str] = Counter()
     for path, depth in waiting:  # grows while it is walked
         place = locate(path)
         yield path, place
+        if not goes_on_below(place):
+            continue
         if place.directory and place.directory != path:
             inside[place.directory] += 1
         if depth < MAX_DEPTH and inside[place.directory] <= MAX_INSIDE:
@@ -249,7 +292,7 @@ def _read(path: str) -> str:
 
 
 def _write(path: str, value: str) -> None:
-    file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    file = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
     try:
         os.write(file, value.encode())
     finally:

@@ -12,11 +12,12 @@ import trio
 
 from agent.node.cgroup import FREEZER, V2, Cgroups, own_paths
 from agent.node.container_id import locate
+from agent.node.container_index import ContainerIndex
 from agent.node.held import open_pidfd
 from agent.node.procfs import Procfs
 from agent.node.session import Member, init_of
 from stoop.errors import ActFailed, TargetError, TargetGone, TargetRefused
-from stoop.spec import ContainerFacts, ProcessFacts
+from stoop.node import ContainerFacts, ProcessFacts
 
 MAX_MEMBERS = 4096
 """Members of a container whose parents and sessions are read at most: some 20 µs each."""
@@ -56,6 +57,7 @@ class Containers:
         self._procfs = procfs
         self._cgroups = cgroups
         self._depth = len(procfs.status(os.getpid()).ns_pids)
+        self.index = ContainerIndex(cgroups)
         self._seen: OrderedDict[str, _Seen] = OrderedDict()
         self._frozen: dict[str, tuple[str, _Switch]] = {}  # by container id, for as long as it is frozen
 
@@ -95,7 +97,7 @@ class Containers:
         return _Place(full[0], seen.pod_uid, v2, freezer) if v2 or freezer else None
 
     def _search(self, container_id: str) -> _Place:
-        by_hierarchy = self._cgroups.find(container_id)
+        by_hierarchy = self.index.find(container_id)
         found = [place for place in by_hierarchy if place]
         if not found:
             raise TargetGone(f"no cgroup is container {container_id[:12]}")
@@ -114,6 +116,8 @@ class Containers:
         return {pid for directory in directories if directory for pid in self._cgroups.members(directory)}
 
     def _init(self, members: set[int]) -> int:
+        if self._is_first_inside(min(members, default=0)):
+            return min(members)
         known = {}
         for member in self._read(members):
             # One level below ours and the first there. The usual case, and it spares reading all the others.
@@ -121,6 +125,14 @@ class Containers:
                 return member.pid
             known[member.pid] = member
         return init_of(known)
+
+    def _is_first_inside(self, pid: int) -> bool:
+        """Whether it is the first of a pid namespace below ours: of the lowest number that is nearly always so."""
+        try:
+            ns_pids = self._procfs.status(pid).ns_pids if pid else ()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return len(ns_pids) == self._depth + 1 and ns_pids[-1] == 1
 
     def table(self, pids: Iterable[int]) -> dict[int, Member]:
         """Parents, sessions and starts of these processes; those that have gone are left out."""
@@ -158,6 +170,26 @@ class Containers:
                 self._frozen[container.container_id] = (directory, switch)
             return changed
         return False
+
+    def is_frozen(self, container: ContainerFacts) -> bool:
+        """Whether all of it stands still: in each hierarchy in which anybody is. Raises ActFailed without a freezer."""
+        directories = [directory for directory, _ in self._switches(container)]
+        if not directories:
+            raise ActFailed("its cgroup has no freezer (cgroup v2 since Linux 5.2, or v1's freezer hierarchy)")
+        return any(self._cgroups.is_frozen(directory) for directory in directories)
+
+    def holds_signals(self, container: ContainerFacts) -> bool:
+        """Whether v1's freezer is on: SIGKILL waits for the thaw then. In a frozen v2 cgroup it does not."""
+        return bool(container.cgroup_freezer) and self._cgroups.is_frozen(container.cgroup_freezer)
+
+    def control_path(self, container: ContainerFacts, controller: str, file: str) -> str:
+        """Where a control file of the container is. `controller`: of v1, "" for v2. Raises ActFailed without one."""
+        directory = container.cgroup_v2
+        if controller:
+            directory = self._cgroups.beside(container.cgroup_freezer, controller)
+        if not directory:
+            raise ActFailed(f"it has no cgroup of {f'the {controller} controller' if controller else 'v2'}")
+        return f"{directory}/{file}"
 
     def _switches(self, container: ContainerFacts) -> Iterator[tuple[str, _Switch]]:
         if container.cgroup_v2:

@@ -30,7 +30,7 @@ from agent.node.procfs import (
 )
 from agent.node.taskstats import Taskstats
 from stoop.errors import TargetGone
-from stoop.spec import ProcessFacts
+from stoop.node import ProcessFacts
 
 EXITED = "already exited"
 

@@ -11,7 +11,7 @@ import trio
 from agent.node.pidfd import has_pidfs, hint, open_pidfd, pidfd_ready
 from agent.node.procfs import Procfs
 from stoop.errors import ActFailed
-from stoop.spec import ProcessFacts
+from stoop.node import ProcessFacts
 
 __all__ = ["LinuxHeld", "has_pidfs", "hint", "open_pidfd", "pidfd_ready"]
 

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import os
 import re
+import time
 
+from agent.node.bundles import Bundles
 from agent.node.cgroup import Cgroups
 from agent.node.containers import Containers
+from agent.node.disks import block_devices
 from agent.node.facts import EXITED, Facts
 from agent.node.held import LinuxHeld, hint, open_pidfd, pidfd_ready
+from agent.node.kubelet import KubeletLogs
+from agent.node.namespaces import Namespaces
+from agent.node.pods import Pods
 from agent.node.procfs import Procfs
 from agent.node.session import entry_of
 from agent.node.taskstats import Taskstats
-from stoop.errors import TargetError, TargetGone, TargetRefused
-from stoop.spec import ContainerFacts, ProcessFacts
+from stoop.errors import ActFailed, TargetError, TargetGone, TargetRefused
+from stoop.node import ContainerFacts, ProcessFacts
+from stoop.pods import NamespaceFacts, PodFacts
 
 PID_MAX = 4_194_304
 """The largest pid of a 64-bit machine (PID_MAX_LIMIT of the kernel)."""
@@ -25,13 +32,21 @@ _CONTAINER_ID = re.compile(r"[0-9a-f]{12,64}")
 
 
 class LinuxHost:
-    """What an act may ask of the node. `close` it: it keeps a netlink socket."""
+    """What an act may ask of the node. `close` it: it keeps a netlink socket and watches the cgroups.
 
-    def __init__(self, proc: str = "/proc", cgroup_root: str = "/sys/fs/cgroup") -> None:
+    `root`: where the node's file system is seen ("" for `/`). `reference_pid`: whose namespaces stand for the host's.
+    """
+
+    def __init__(
+        self, proc: str = "/proc", cgroup_root: str = "/sys/fs/cgroup", root: str = "", reference_pid: int = 1
+    ) -> None:
         self._procfs = Procfs(proc)
-        self._containers = Containers(self._procfs, Cgroups(cgroup_root))
+        self._cgroups = Cgroups(cgroup_root)
+        self._containers = Containers(self._procfs, self._cgroups)
         self._taskstats = Taskstats()
         self._facts = Facts(self._procfs, self._taskstats)
+        self._pods = Pods(Bundles(self._procfs, root), KubeletLogs(root), time.monotonic_ns)
+        self._namespaces = Namespaces(self._procfs, self._containers.index, reference_pid)
 
     @property
     def boot_id(self) -> str:
@@ -39,8 +54,14 @@ class LinuxHost:
         return self._procfs.boot_id
 
     def close(self) -> None:
-        """Close the netlink socket. Idempotent."""
+        """Close the netlink socket and the watches. Idempotent."""
         self._taskstats.close()
+        self._containers.index.close()
+
+    async def follow(self) -> None:
+        """Keep the index of containers up to date as they come and go, until cancelled. Without it, each question
+        about a container reads first what has happened since the last one."""
+        await self._containers.index.follow()
 
     # ------------------------------------------------------------ processes
 
@@ -114,6 +135,28 @@ class LinuxHost:
             raise TargetRefused(f"{container_id!r} is not a container's id of 12 to 64 hexadecimal digits")
         return self._containers.find(container_id)
 
+    def pod_of(self, container_id: str, pod_uid: str) -> PodFacts:
+        """Whose container it is: `container_id` in full, `pod_uid` as its cgroup says.
+
+        Files are read at the first question about a container (`Pods`); where the runtime's are not seen, every 10 s.
+        """
+        return self._pods.of(container_id, pod_uid)
+
+    def namespaces_of(self, container: ContainerFacts, process: ProcessFacts | None = None) -> NamespaceFacts:
+        """Of a container and its pod's sandbox; where this process sits elsewhere. Raises TargetGone, TargetRefused."""
+        sandbox_id = self.pod_of(container.container_id, container.pod_uid).sandbox_id
+        sandbox = None
+        if sandbox_id == container.container_id:
+            sandbox = container
+        elif sandbox_id:
+            try:
+                sandbox = self.find_container(sandbox_id)
+            except TargetGone:
+                sandbox = None
+        if sandbox is not None and sandbox.pod_uid != container.pod_uid:
+            raise TargetRefused(f"sandbox {sandbox_id[:12]} is of pod {sandbox.pod_uid}, not of {container.pod_uid}")
+        return self._namespaces.of(container, sandbox, process)
+
     def container_members(self, container: ContainerFacts) -> tuple[int, ...]:
         """Pids in the container's cgroups and below, read now."""
         return tuple(sorted(self._containers.members(container)))
@@ -125,6 +168,33 @@ class LinuxHost:
     def freeze(self, container: ContainerFacts, frozen: bool) -> bool:
         """As `Containers.freeze`: whether this changed it. Raises TargetRefused, ActFailed."""
         return self._containers.freeze(container, frozen)
+
+    def is_frozen(self, container: ContainerFacts) -> bool:
+        """As `Containers.is_frozen`. Raises ActFailed."""
+        return self._containers.is_frozen(container)
+
+    def holds_signals(self, container: ContainerFacts) -> bool:
+        """As `Containers.holds_signals`."""
+        return self._containers.holds_signals(container)
+
+    def has_control(self, container: ContainerFacts, controller: str, file: str) -> bool:
+        """Whether the container's cgroup has such a control file."""
+        try:
+            return os.path.exists(self._containers.control_path(container, controller, file))
+        except ActFailed:
+            return False
+
+    def block_devices(self) -> tuple[str, ...]:
+        """The node's disks (`/sys/block`), as `MAJ:MIN`, without those that are memory or a file."""
+        return block_devices()
+
+    def read_control(self, container: ContainerFacts, controller: str, file: str) -> str:
+        """A control file of the container's cgroup. Raises ActFailed."""
+        return self._cgroups.read_control(self._containers.control_path(container, controller, file))
+
+    def write_control(self, container: ContainerFacts, controller: str, file: str, value: str) -> None:
+        """Write it. Raises ActFailed."""
+        self._cgroups.write_control(self._containers.control_path(container, controller, file), value)
 
     async def wait_container_empty(self, container: ContainerFacts) -> None:
         """As `Containers.wait_empty`."""

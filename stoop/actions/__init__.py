@@ -5,7 +5,9 @@ from __future__ import annotations
 from stoop.actions.aws import lambda_ as aws_lambda
 from stoop.actions.calico import networkpolicy as calico_networkpolicy
 from stoop.actions.cilium import networkpolicy as cilium_networkpolicy
+from stoop.actions.container import freeze as container_freeze
 from stoop.actions.container import kill as container_kill
+from stoop.actions.container import limit as container_limit
 from stoop.actions.gcp import function as gcp_function
 from stoop.actions.kubernetes import annotation as kubernetes_annotation
 from stoop.actions.kubernetes import cordon as kubernetes_cordon
@@ -21,11 +23,17 @@ from stoop.actions.kubernetes import sysdig as kubernetes_sysdig
 from stoop.actions.kubernetes import tcpdump as kubernetes_tcpdump
 from stoop.actions.kubernetes import terminate as kubernetes_terminate
 from stoop.actions.process import kill as process_kill
-from stoop.spec import Action
+from stoop.actions.process import suspend as process_suspend
+from stoop.spec import (
+    Action,
+)
 
 ACTIONS: tuple[Action, ...] = (
     process_kill.ACTION,
+    process_suspend.ACTION,
     container_kill.ACTION,
+    container_freeze.ACTION,
+    container_limit.ACTION,
     kubernetes_terminate.ACTION,
     kubernetes_label.ACTION,
     kubernetes_annotation.ACTION,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from stoop.spec import ClusterRight
+from stoop.spec import (
+    ClusterRight,
+)
 
 # In the order in which they are looked up. The `ka.` fields come from the audit log of the API server (Falco's plugin
 # k8saudit): `ka.target.pod.name` for what is done *in* a pod (exec), `ka.target.name` for what is done *to* it.

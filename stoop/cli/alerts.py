@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import time
 
@@ -13,8 +14,10 @@ from stoop.log import timestamp
 def split(data: bytes) -> list[bytes]:
     """The alerts in these bytes, each as its own bytes on one line.
 
-    Lines are taken as they are, good or bad, unless the whole is one JSON value (written over several lines).
+    Lines are taken as they are, good or bad, unless the whole is one JSON value (written over several lines). A byte
+    order mark, which some editors put first, is no part of them.
     """
+    data = data.removeprefix(codecs.BOM_UTF8)
     lines = [stripped for line in data.splitlines() if (stripped := line.strip())]
     if len(lines) > 1 and not _is_json(lines[0]):
         try:

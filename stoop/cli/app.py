@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import typer
 
-from stoop.cli import FINE, USAGE, catalogue, evidence, live, replay_command, rules, running, sending, settings
+from stoop.cli import FINE, USAGE, catalogue, evidence, held, live, replay_command, rules, running, sending, settings
 from stoop.cli.explain import explain
 from stoop.cli.history import history
 from stoop.cli.screen import err, plain
-from stoop.errors import AlertError, RulesError, StoopError
+from stoop.errors import AlertError, RulesError, StoopError, UserError
 
 
 def _typer(help_text: str) -> typer.Typer:
@@ -59,6 +59,9 @@ def build() -> typer.Typer:
     app.command("status")(live.status)
     app.command("mode")(live.mode)
     app.command("arm")(live.arm)
+    app.command("active")(held.active)
+    app.command("undo")(held.undo)
+    app.command("extend")(held.extend)
     _group(app, "config", "The agent's configuration.", {"print": settings.print_config})
     app.command("falco-config")(settings.print_falco_config)
     app.command("version")(settings.version)
@@ -69,7 +72,6 @@ def run_command(argv: list[str]) -> int:
     """Run the command that these arguments name; errors become lines on stderr. Returns the exit code."""
     app = build()
     groups = {str(group.name) for group in app.registered_groups}
-    commands = groups | {str(command.name) for command in app.registered_commands}
     if not argv or (len(argv) == 1 and argv[0] in groups):
         argv = [*argv, "--help"]
     command = typer.main.get_command(app)
@@ -80,7 +82,7 @@ def run_command(argv: list[str]) -> int:
     except typer.Exit as done:
         return done.exit_code
     except typer.TyperException as error:
-        words = f" {argv[0]}" if argv[0] in commands else ""
+        words = "".join(f" {word}" for word in _command_words(app, argv))
         # Typer checks values with pydantic, whose preamble says nothing to a person.
         return _complain(f"{error.format_message().replace('Value error, ', '')} (see `stoop{words} --help`)")
     except typer.Abort:
@@ -92,10 +94,25 @@ def run_command(argv: list[str]) -> int:
     except AlertError as error:
         return _complain(f"not an alert: {error.reason}")
     except StoopError as error:
-        for line in str(error).splitlines():
+        warnings = error.warnings if isinstance(error, UserError) else ()
+        for line in (*(f"warning: {warning}" for warning in warnings), *str(error).splitlines()):
             _complain(line)
         return USAGE
     return code if isinstance(code, int) else FINE
+
+
+def _command_words(app: typer.Typer, argv: Sequence[str]) -> list[str]:
+    """The words at the beginning that name a command."""
+    words: list[str] = []
+    here: typer.Typer | None = app
+    for word in argv:
+        groups = {str(group.name): group.typer_instance for group in here.registered_groups} if here else {}
+        commands = {str(command.name) for command in here.registered_commands} if here else set()
+        if word not in groups and word not in commands:
+            break
+        words.append(word)
+        here = groups.get(word)
+    return words
 
 
 def _complain(message: str) -> int:

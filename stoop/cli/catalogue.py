@@ -11,7 +11,11 @@ import yaml
 from stoop.catalogue import CATALOGUE
 from stoop.cli import FINE
 from stoop.cli.screen import raw
-from stoop.spec import Action, OutputUse, Spec
+from stoop.spec import (
+    Action,
+    OutputUse,
+    Spec,
+)
 
 
 def list_actions() -> int:

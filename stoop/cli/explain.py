@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -67,10 +69,9 @@ def _about(alert: Alert) -> dict[str, Any]:
 
 def _plan(alert: Alert, loaded: Loaded, explained: tuple[Explanation, ...], settings: Settings) -> list[dict[str, Any]]:
     """Every action of each rule that matches (or may), and what comes of it where the node confirms the alert."""
-    told = {
-        (record.rule, record.action): record
-        for _, _, record in replay([alert], loaded.rules, CATALOGUE, settings).records
-    }
+    told: defaultdict[tuple[str, str], deque[Record]] = defaultdict(deque)
+    for _, _, record in replay([alert], loaded.rules, CATALOGUE, settings).records:
+        told[record.rule, record.action].append(record)
     steps: list[dict[str, Any]] = []
     for form, explanation in zip(loaded.rules, explained, strict=True):
         if explanation.acts:
@@ -78,9 +79,11 @@ def _plan(alert: Alert, loaded: Loaded, explained: tuple[Explanation, ...], sett
     return steps
 
 
-def _step(form: RuleForm, index: int, told: dict[tuple[str, str], Record]) -> dict[str, Any]:
+def _step(form: RuleForm, index: int, told: Mapping[tuple[str, str], deque[Record]]) -> dict[str, Any]:
     action = form.actions[index]
-    record = told.get((form.rule, action.action))
+    # Actions of one name are carried out, and recorded, in the order of the rule.
+    records = told[form.rule, action.action]
+    record = records.popleft() if records else None
     outcome, reason = ("", "not reached") if record is None else (str(record.verdict), record.reason)
     return {
         "rule": form.rule,

@@ -11,11 +11,13 @@ import typer
 from stoop import control
 from stoop.cli import FINDINGS, FINE
 from stoop.cli.options import ConfigOption, JsonOption, control_path
-from stoop.cli.screen import json_line, out, text
+from stoop.cli.screen import json_line, out, text, warn
 from stoop.cli.status_text import findings, status_lines, until
-from stoop.config_values import parse_duration
 from stoop.errors import UserError
-from stoop.spec import Mode
+from stoop.spec import (
+    Mode,
+)
+from stoop.units import parse_duration
 
 
 class ModeWord(enum.StrEnum):
@@ -67,6 +69,8 @@ def mode(
     out().print(text("mode is now ", (result.get("mode", to.value), "bold"), until(result.get("until_ns"))))
     if result.get("kept") is False:
         raise UserError("the mode could not be written down: it ends with the agent", hint="is state_dir writable?")
+    if result.get("synced") is False:
+        warn("the disk has not confirmed it: a power cut may forget it (see the agent's log)")
     return FINE
 
 

@@ -81,6 +81,8 @@ def control_path(given: str | None) -> str:
 
 def read_input(name: str) -> bytes:
     """The bytes of a file, or of standard input for `-`. Raises UserError for what can't be read or is too large."""
+    if not name:
+        raise UserError("the name of a file is empty", hint="is a variable of the shell not set?")
     try:
         if name == "-":
             data = sys.stdin.buffer.read(MAX_INPUT + 1)

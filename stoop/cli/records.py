@@ -25,7 +25,8 @@ def record_line(record: Mapping[str, Any]) -> Text:
         line.append(f"{plain(at)}  ", "dim")
     line.append(f"{plain(outcome):<8}", OUTCOME_STYLES.get(outcome, ""))
     line.append(f" {plain(record.get('rule', '?'))}", "bold")
-    parts = [str(record.get("actionner", "?")), target_name(record.get("target") or {})]
+    undoes = "undo of " if (record.get("details") or {}).get("undoes") else ""
+    parts = [f"{undoes}{record.get('actionner', '?')}", target_name(record.get("target") or {})]
     took = since_read(record)
     if took is not None:
         parts.append(f"{duration(took)} after it was read")

@@ -10,31 +10,31 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from typing import Any, cast
 
 import msgspec
 
 from stoop.alert import Alert
 from stoop.engine import Memory
-from stoop.errors import TargetGone, TargetRefused
-from stoop.guard import Claims, Guard, Limits, Policy, Skew, claims
+from stoop.guard import Claims, Guard, Limits, Policy, claims
+from stoop.holdings import Holdings, NoFiles
 from stoop.judge import Judge
 from stoop.metrics import Metrics
+from stoop.node import ContainerFacts, HeldProcess, HostFacts, NodeHost, ProcessFacts
+from stoop.parts import Parts
+from stoop.pods import PodFacts
 from stoop.record import Record
 from stoop.recorder import Recorder
-from stoop.respond import Parts, Responder
+from stoop.respond import Responder
 from stoop.ring import Intent
 from stoop.rules import RuleForm, RuleSet
+from stoop.skew import Skew
 from stoop.spec import (
     ActContext,
     Action,
     Catalogue,
-    ContainerFacts,
-    HeldProcess,
-    HostFacts,
     Mode,
     Outcome,
-    ProcessFacts,
     Verdict,
 )
 
@@ -156,8 +156,9 @@ class _Replay:
         self._node = ClaimedNode()
         guard = Guard(settings.policy, Limits(settings.policy, {}), Skew())
         self._rules = RuleSet.of(forms)
+        node = cast(NodeHost, self._node)  # the acts of this catalogue ask nothing more of it
         judge = Judge(
-            host=self._node,
+            host=node,
             host_facts=lambda: HOST,
             catalogue=_harmless(catalogue),
             keeps=guard,
@@ -167,10 +168,11 @@ class _Replay:
         self._responder = Responder(
             Parts(
                 node=settings.node,
-                host=self._node,
+                host=node,
                 judge=judge,
                 memory=Memory(settings.dedup_window_ns),
                 recorder=recorder,
+                holdings=Holdings(NoFiles(), self, HOST.boot_id, lambda level, event, **fields: None),
                 clocks=self,
                 mode=lambda: Mode.ENFORCE,
                 act_deadline_s=0.0,
@@ -237,7 +239,7 @@ def _harmless(catalogue: Catalogue) -> Catalogue:
 
 
 class ClaimedNode:
-    """A node that confirms whatever the alert claims. A `NodeHost` on which nothing can be done."""
+    """A node that confirms whatever the alert claims, and on which nothing can be done."""
 
     def __init__(self) -> None:
         self.alert: Alert | None = None
@@ -269,28 +271,9 @@ class ClaimedNode:
             members=(said.pid,),
         )
 
-    def session_entry(self, facts: ProcessFacts) -> NoReturn:
-        """Nobody knows."""
-        raise TargetRefused("a replay knows no sessions")
-
-    def descendants(self, pid: int) -> tuple[int, ...]:
-        """None are claimed."""
-        return ()
-
-    def container_members(self, container: ContainerFacts) -> tuple[int, ...]:
-        """The one that is claimed."""
-        return container.members
-
-    def kill_container(self, container: ContainerFacts) -> NoReturn:
-        """Never."""
-        raise TargetGone("a replay touches nothing")
-
-    def freeze(self, container: ContainerFacts, frozen: bool) -> bool:
-        """Never."""
-        return False
-
-    async def wait_container_empty(self, container: ContainerFacts) -> None:
-        """At once."""
+    def pod_of(self, container_id: str, pod_uid: str) -> PodFacts:
+        """What the alert claims is all there is."""
+        return PodFacts(container_id)
 
 
 class _Claimed:

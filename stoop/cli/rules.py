@@ -3,45 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+import typer
 import yaml
 
 from stoop.catalogue import CATALOGUE
-from stoop.cli import FINDINGS, FINE
+from stoop.cli import FINDINGS, FINE, USAGE
 from stoop.cli.options import ConfigOption, RulesOption, load_config, read_input
 from stoop.cli.screen import err, out, raw, text
 from stoop.errors import Problem, RulesError, UserError
 from stoop.rules import ActionForm, Loaded, RuleForm, load
 
+UNREADABLE = "unreadable"
+"""The code of a problem that is no fault of what a file says: there is no such file, or it can't be read."""
 
-def check(rules: RulesOption = None, config: ConfigOption = None) -> int:
+FilesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="FILE", help="The same as --rules FILE.", show_default=False)
+]
+
+
+def check(files: FilesArgument = None, rules: RulesOption = None, config: ConfigOption = None) -> int:
     """Check rules files.
 
-    Every problem is told with its place, and what is odd. Exit 1 when they can't be used.
+    Every problem is told with its place, and what is odd. Exit 1 when they can't be used, 2 when a file can't be read.
     """
-    files = rules_files(rules, config)
     try:
-        loaded = load_rules(files)
+        loaded = load_rules(rules_files([*(files or ()), *(rules or ())], config))
     except RulesError as error:
+        if all(problem.code == UNREADABLE for problem in error.problems):
+            raise  # of the rules there is nothing to say
         for problem in (*error.warnings, *error.problems):
             _tell(problem)
         count = len(error.problems)
         err().print(text((f"{count} problem{'s' if count != 1 else ''}: these rules can't be used", "bold red")))
-        return FINDINGS
+        return USAGE if any(problem.code == UNREADABLE for problem in error.problems) else FINDINGS
     for warning in loaded.warnings:
         _tell(warning)
     out().print(text(("rules file valid", "green"), f": {len(loaded.rules)} rules, digest {loaded.digest[:12]}"))
     return FINE
 
 
-def print_rules(rules: RulesOption = None, config: ConfigOption = None) -> int:
+def print_rules(files: FilesArgument = None, rules: RulesOption = None, config: ConfigOption = None) -> int:
     """Print the rules in effect.
 
     Merged over all files, with what their actions inherit.
     """
-    loaded = load_with_warnings(rules, config)
+    loaded = load_with_warnings([*(files or ()), *(rules or ())], config)
     raw("---")
     raw(yaml.safe_dump([_rule(form) for form in loaded.rules], sort_keys=False, allow_unicode=False, width=120))
     return FINE
@@ -56,8 +65,20 @@ def rules_files(rules: Sequence[str] | None, config: str | None) -> tuple[str, .
 
 
 def load_rules(files: Sequence[str]) -> Loaded:
-    """Read and check these files. Raises RulesError with every problem, UserError for what can't be read."""
-    return load([(name, read_input(name)) for name in files], CATALOGUE)
+    """Read and check these files. Raises RulesError with every problem; what can't be read is among them."""
+    read, unreadable = [], []
+    for name in files:
+        try:
+            read.append((name, read_input(name)))
+        except UserError as error:
+            unreadable.append(Problem(UNREADABLE, error.what, error.where, hint=error.hint))
+    try:
+        loaded = load(read, CATALOGUE, is_partial=bool(unreadable))
+    except RulesError as error:
+        raise RulesError([*unreadable, *error.problems], error.warnings) from error
+    if unreadable:
+        raise RulesError(unreadable, loaded.warnings)
+    return loaded
 
 
 def load_with_warnings(rules: Sequence[str] | None, config: str | None) -> Loaded:

@@ -14,7 +14,8 @@ from stoop.cli import FINE
 from stoop.cli.falco import Places, Way, falco_config
 from stoop.cli.options import ConfigOption, JsonOption, load_config
 from stoop.cli.screen import json_line, out, raw, text, warn
-from stoop.config import HttpIntake, printable
+from stoop.config import Config, HttpIntake, printable
+from stoop.intake.access import readers_besides
 
 DEFAULT_SOCKET = "/run/stoop/falco.sock"
 DEFAULT_EVENTS_FILE = "/var/log/falco/events.json"
@@ -43,9 +44,18 @@ def print_config(config: ConfigOption = None, as_json: JsonOption = False) -> in
         console = out()
         for key, value, origin in rows:
             console.print(text((f"{key:<{width}}", "bold"), "  ", value, (f"  # {origin}", "dim")))
-    for line in loaded.warnings:
+    for line in (*loaded.warnings, *_exposed_token(loaded)):
         warn(line)
     return FINE
+
+
+def _exposed_token(config: Config) -> list[str]:
+    """What the agent will say of the token's file when it starts."""
+    http = config.intake.http
+    readers = readers_besides(http.token_file) if http is not None and http.token_file else ""
+    if http is None or not readers:
+        return []
+    return [f"{http.token_file}: the token can be read by others: {readers} (chmod 600 it, and give senders a new one)"]
 
 
 def print_falco_config(

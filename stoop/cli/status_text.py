@@ -25,6 +25,8 @@ def findings(status: Mapping[str, Any]) -> list[str]:
 def _findings(status: Mapping[str, Any]) -> Iterator[str]:
     if status.get("ready") is False:
         yield "not ready: rules or an intake are missing"
+    for name, reason in _part(status, "out_of_reach").items():
+        yield f"intake {name} can't be reached: {reason}"
     mode = status.get("mode")
     if mode in ("off", "observe"):
         yield f"mode is {mode}: nothing is done (`stoop mode enforce`)"
@@ -35,6 +37,8 @@ def _findings(status: Mapping[str, Any]) -> Iterator[str]:
         yield f"the rules files can't be used, the old rules stay: {_value(error)}"
     for rule, reason in _part(status, "disarmed").items():
         yield f"disarmed: {rule}: {reason} (`stoop arm`)"
+    for act, trouble in _part(_part(status, "holds"), "trouble").items():
+        yield f"held by act {str(act)[:12]}: {trouble} (`stoop active`)"
     journal = _part(status, "journal")
     if error := journal.get("error"):
         yield f"the journal can't be written: {error}"
@@ -58,6 +62,7 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[Text]:
         ("control", str(status.get("control") or "")),
         ("counts", _counts(status)),
         ("queue", _value(status.get("queue"))),
+        ("held", str(_part(status, "holds").get("count") or "")),
         ("feed", _feed(status)),
         ("clock", _clock(status)),
         ("journal", _pairs(_part(status, "journal"))),

@@ -23,7 +23,7 @@ import httptools
 from stoop.alert import decode
 from stoop.errors import AlertError
 from stoop.intake.limits import Limits
-from stoop.intake.talk import Haul, Lines
+from stoop.intake.talk import Haul, Lines, bare
 
 Admit = Callable[[bytes], bool]
 
@@ -223,8 +223,9 @@ class HttpTalk:
         try:
             alert = decode(bytes(self._request.body))
         except AlertError as error:
-            self._haul.faults.append(error)
-            return error
+            fault = bare(error)
+            self._haul.faults.append(fault)
+            return fault
         self._haul.alerts.append(alert)
         return None
 

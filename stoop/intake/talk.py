@@ -28,6 +28,15 @@ class Haul:
         return bool(self.alerts or self.faults or self.answer or self.closing)
 
 
+def bare(error: AlertError) -> AlertError:
+    """The same refusal without the frames it came through.
+
+    They hold the list that it goes into: a circle, which is only found by a collector that looks seldom. 200,000 bad
+    lines took 70 MiB until then.
+    """
+    return AlertError(error.reason, error.kind)
+
+
 class Talk(Protocol):
     """One connection's protocol. It raises nothing, whatever it is fed."""
 
@@ -85,7 +94,7 @@ class Lines:
                 alerts.append(decode(line))
             except AlertError as error:
                 if line and not line.isspace():
-                    faults.append(error)
+                    faults.append(bare(error))
 
     def _keep(self, piece: bytes, haul: Haul) -> None:
         self.pending += len(piece)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from stoop.notifiers import elasticsearch, k8sevents, loki, slack, smtp, webhook
-from stoop.spec import NotifierSpec
+from stoop.spec import (
+    NotifierSpec,
+)
 
 NOTIFIERS: tuple[NotifierSpec, ...] = (
     k8sevents.SPEC,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from stoop.spec import ClusterRight, NotifierSpec
+from stoop.spec import (
+    ClusterRight,
+    NotifierSpec,
+)
 
 SPEC = NotifierSpec(
     name="k8sevents",

@@ -8,7 +8,11 @@ from typing import Annotated
 from msgspec import Meta, field
 
 from stoop import values
-from stoop.spec import NotifierSpec, ParameterFault, Parameters
+from stoop.spec import (
+    NotifierSpec,
+    ParameterFault,
+    Parameters,
+)
 
 
 class LokiParameters(Parameters, frozen=True):

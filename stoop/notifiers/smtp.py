@@ -9,7 +9,11 @@ import msgspec
 from msgspec import Meta
 
 from stoop import values
-from stoop.spec import NotifierSpec, ParameterFault, Parameters
+from stoop.spec import (
+    NotifierSpec,
+    ParameterFault,
+    Parameters,
+)
 
 
 class SmtpParameters(Parameters, frozen=True):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from stoop.outputs import aws_s3, gcp_gcs, local_file, minio_s3
-from stoop.spec import OutputSpec
+from stoop.spec import (
+    OutputSpec,
+)
 
 OUTPUTS: tuple[OutputSpec, ...] = (
     local_file.SPEC,

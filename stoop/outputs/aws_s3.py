@@ -8,7 +8,11 @@ from typing import Annotated
 from msgspec import Meta
 
 from stoop import values
-from stoop.spec import OutputSpec, ParameterFault, Parameters
+from stoop.spec import (
+    OutputSpec,
+    ParameterFault,
+    Parameters,
+)
 
 
 class AwsS3Parameters(Parameters, frozen=True):

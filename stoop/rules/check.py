@@ -10,13 +10,20 @@ from collections.abc import Callable, Iterable
 from typing import Any, Unpack
 
 from stoop.rules.criteria import condition_of, is_balanced, is_tag, pieces_of, priority_mask, tags_of
-from stoop.rules.items import MATCH_KEYS, RULE_KEYS
+from stoop.rules.items import MATCH_KEYS, RULE_KEYS, advice_on
 from stoop.rules.model import ANY_PRIORITY, ActionForm, Condition, MatchForm, OutputForm, RuleForm
 from stoop.rules.notes import More, Notes, near, shown
-from stoop.rules.params import check_parameters, find_unknown, parameter_names
+from stoop.rules.params import check_parameters, find_unknown, is_given, parameter_names
 from stoop.rules.raw import Place, RawAction, RawMatch, RawParameters, RawRule, Text
 from stoop.rules.scalars import Timestamp
-from stoop.spec import ActionSpec, Catalogue, OutputUse, ParameterFault, Spec
+from stoop.rules.unread import Unread
+from stoop.spec import (
+    ActionSpec,
+    Catalogue,
+    OutputUse,
+    ParameterFault,
+    Spec,
+)
 
 MAX_ASKED = 500
 """The most names, tags and conditions of one rule: the reflex must decode and take in a rule within 200 µs."""
@@ -36,8 +43,11 @@ _FORMER_PARAMETERS = {"allow": "allow_cidr"}
 class Checker:
     """Checks rules one by one against a catalogue; `structure` of all of them first, then `finish` of each."""
 
-    def __init__(self, catalogue: Catalogue, notes: Notes, exists: Callable[[str], bool] | None = None) -> None:
+    def __init__(
+        self, catalogue: Catalogue, notes: Notes, unread: Unread, exists: Callable[[str], bool] | None = None
+    ) -> None:
         self._notes = notes
+        self._unread = unread
         self._exists = exists
         self._catalogue = catalogue
         self._actionners = {
@@ -45,6 +55,11 @@ class Checker:
             for action in catalogue.actions.values()
             for name in (action.spec.name, *action.spec.aliases)
         }
+
+    def _is_open(self, definition: RawRule | RawAction, key: str) -> bool:
+        """Whether what stands at this key is not known, because it, or more of the definition, could not be read."""
+        kind = "rule" if isinstance(definition, RawRule) else "action"
+        return not definition.broken.isdisjoint((key, kind)) or self._unread.names(kind, definition.name.text)
 
     # ------------------------------------------------------------ structure
 
@@ -55,7 +70,7 @@ class Checker:
         tell.literal("dry-run-value", "dry_run", rule.dry_run)
         tell.literal("allow-host-value", "allow_host", rule.allow_host)
         tell.literal("match-all-value", "match_all", rule.match_all)
-        if not rule.actions:
+        if not rule.actions and not self._is_open(rule, "actions"):
             tell.problem("no-action", "the rule has no action", rule.place, hint="give it actions: [{action: NAME}]")
         if len(rule.actions) > MAX_STEPS:
             tell.problem("rule-limit", f"the rule has more than {MAX_STEPS} actions", rule.place)
@@ -64,19 +79,19 @@ class Checker:
         return _match(tell, rule)
 
     def _step_structure(self, tell: _Teller, step: RawAction) -> None:
-        if not step.name:
+        if not step.name and "action" not in step.broken:
             tell.problem("action-no-name", "the action has no name", step.place, hint="write '- action: NAME'")
         actionner = step.actionner
-        if not actionner:
+        if actionner:
+            if not _has_actionner_form(actionner.text):
+                message = f"the actionner must be CATEGORY:NAME in lower-case letters, not {shown(actionner.text)}"
+                tell.problem("actionner-form", message, actionner.place, detail=actionner.text)
+        elif not self._is_open(step, "actionner"):
             hint = "write actionner: CATEGORY:NAME, or define an action of this name at the top level"
             tell.problem("actionner-missing", "the action has no actionner", step.place, hint=hint)
-        if not _has_actionner_form(actionner.text):
-            message = f"the actionner must be CATEGORY:NAME in lower-case letters, not {shown(actionner.text)}"
-            place = actionner.place if actionner else step.place
-            tell.problem("actionner-form", message, place, detail=actionner.text)
         tell.literal("continue-value", "continue", step.continue_)
         tell.literal("ignore-errors-value", "ignore_errors", step.ignore_errors)
-        if step.target and not step.output.values:
+        if step.target and not step.output.values and not self._is_open(step, "output"):
             message = f"output {shown(step.target.text)} has no parameters"
             tell.problem("output-no-parameters", message, step.target.place, hint="give output.parameters")
 
@@ -112,14 +127,13 @@ class Checker:
             return
         specs = [(step, self._actionners.get(step.actionner)) for step in form.actions]
         destroyer = next((step for step, spec in specs if spec is not None and spec.destroys), None)
-        if destroyer is None:
+        if destroyer is None or "match_all" in rule.broken or self._is_open(rule, "match"):
             return
         stray = rule.match.unknown or rule.unknown
         why = f", for it knows no key {shown(stray[0].text)}" if stray else ""
         message = f"the rule matches every alert{why}, and {destroyer.actionner} destroys"
-        known = MATCH_KEYS if rule.match.unknown else RULE_KEYS
-        guess = near(stray[0].text, known) if stray else ""
-        meant = f"did you mean {guess}? If not, " if guess else ""
+        advice = advice_on(stray[0].text, MATCH_KEYS if rule.match.unknown else RULE_KEYS) if stray else ""
+        meant = f"{advice}{'' if advice.endswith('?') else ';'} if not, " if advice else ""
         hint = f"{meant}give it a match, or match_all: true when every alert is meant"
         tell.problem("match-all", message, stray[0].place if stray else rule.place, hint=hint)
 
@@ -128,7 +142,7 @@ class Checker:
         if spec is None:
             self._tell_unknown(tell, step.actionner)
         else:
-            _check_values(tell, spec, step.parameters, step.place)
+            self._check_values(tell, spec, step, "parameters")
             self._check_script(tell, spec, step)
         output = self._output(tell, spec, step)
         default = spec is None or spec.continue_default
@@ -161,21 +175,28 @@ class Checker:
     def _output(self, tell: _Teller, spec: ActionSpec | None, step: RawAction) -> OutputForm | None:
         target = step.target
         if not target:
-            if spec is not None and spec.output is OutputUse.REQUIRED:
+            if spec is not None and spec.output is OutputUse.REQUIRED and not self._is_open(step, "output"):
                 known = ", ".join(self._catalogue.outputs)
                 message = f"{spec.name} needs an output"
                 tell.problem("output-required", message, step.place, hint=f"give output.target, one of {known}")
             return None
         output = self._catalogue.outputs.get(target.text)
-        if not step.output.values:
-            return None  # told before
         if output is None:
             hint = _guess(target.text, self._catalogue.outputs)
             message = f"unknown output {shown(target.text)}"
             tell.problem("output-unknown", message, target.place, detail=target.text, hint=hint)
-        else:
-            _check_values(tell, output, step.output, target.place)
+        elif step.output.values:  # else told before
+            self._check_values(tell, output, step, "output")
         return OutputForm(target.text, _portable(step.output.values))
+
+    def _check_values(self, tell: _Teller, spec: Spec, step: RawAction, key: str) -> None:
+        parameters, place = (step.output, step.target.place) if key == "output" else (step.parameters, step.place)
+        _, faults = check_parameters(spec, parameters.values)
+        for fault in faults:
+            if is_given(parameters.values, fault.parameter) or not self._is_open(step, key):
+                at = _place_of(parameters, fault, place)
+                tell.problem(fault.code, fault.message, at, detail=fault.parameter)
+        _warn_unknown(tell, spec, parameters, place)
 
 
 class _Teller:
@@ -272,11 +293,7 @@ def _tell_no_condition(tell: _Teller, piece: str, entry: Text) -> None:
     tell.problem("field-key", message, entry.place, detail=piece, hint=hint)
 
 
-def _check_values(tell: _Teller, spec: Spec, parameters: RawParameters, place: Place) -> None:
-    _, faults = check_parameters(spec, parameters.values)
-    for fault in faults:
-        at = _place_of(parameters, fault, place)
-        tell.problem(fault.code, fault.message, at, detail=fault.parameter)
+def _warn_unknown(tell: _Teller, spec: Spec, parameters: RawParameters, place: Place) -> None:
     for name in find_unknown(spec, parameters.values):
         if tell.notes.full:
             return

@@ -12,11 +12,13 @@ from collections.abc import Iterator
 
 from stoop.rules.model import ANY_PRIORITY, PRIORITIES, Condition
 
-# IGNORECASE without ASCII: as in Go, `ſ` and the Kelvin sign count as s and k.
+# What Go takes for [a-z] in any case: `ſ` and the Kelvin sign fold to s and k. Python's IGNORECASE has İ and ı besides.
+_LETTERS = "a-zA-Zſ\u212a"
 _PRIORITY = re.compile(r"([<>]?=?)(.*)", re.DOTALL)
-_TAG = re.compile(r"[a-z0-9_.-]*[a-z0-9]", re.IGNORECASE)
-_CONDITION = re.compile(r"([a-z0-9._/\[\]-]*)(!?=)", re.IGNORECASE)
-_QUOTED = re.compile(r'[a-z0-9._/\[\]-]*!?="[^"]*"(?=,|$)', re.IGNORECASE)
+_TAG = re.compile(rf"[{_LETTERS}0-9_.-]*[{_LETTERS}0-9]")
+_KEY = rf"[{_LETTERS}0-9._/\[\]-]*"
+_CONDITION = re.compile(rf"({_KEY})(!?=)")
+_QUOTED = re.compile(rf'{_KEY}!?="[^"]*"(?=,|$)')
 
 _COMPARISONS = {
     "": operator.eq,

@@ -29,7 +29,7 @@ def merge_actions(definitions: Iterable[RawAction], notes: Notes) -> dict[str, R
     """Top-level actions by name. The first keeps its place, later ones are folded into it."""
     merged: dict[str, RawAction] = {}
     for definition in definitions:
-        first = merged.setdefault(definition.name.text, definition)
+        first = merged.setdefault(definition.name.text, definition) if definition.name else definition
         if first is not definition:
             _fold_action(first, definition, notes)
     return merged
@@ -42,6 +42,7 @@ def _fold_action(first: RawAction, later: RawAction, notes: Notes) -> None:
     first.ignore_errors = later.ignore_errors or first.ignore_errors
     first.target = later.target or first.target
     first.contexts = first.contexts + later.contexts
+    first.broken |= later.broken
     _override(first.parameters, later.parameters, notes)
     _override(first.output, later.output, notes)
 
@@ -70,9 +71,10 @@ def _override(first: RawParameters, later: RawParameters, notes: Notes) -> None:
 
 def merge_rules(definitions: Iterable[RawRule]) -> list[RawRule]:
     """Rules in order. The first of a name keeps its place, later ones are folded into it; lists are appended."""
-    merged: dict[str, RawRule] = {}
+    merged: dict[str | Place, RawRule] = {}
     for definition in definitions:
-        first = merged.setdefault(definition.name.text, definition)
+        # One whose name could not be read is none other's.
+        first = merged.setdefault(definition.name.text or definition.place, definition)
         if first is not definition:
             _fold_rule(first, definition)
     return list(merged.values())
@@ -87,6 +89,7 @@ def _fold_rule(first: RawRule, later: RawRule) -> None:
     first.notifiers.extend(later.notifiers)
     first.actions.extend(later.actions)
     first.unknown.extend(later.unknown)
+    first.broken |= later.broken
     match, other = first.match, later.match
     match.priority = other.priority or match.priority
     match.source = other.source or match.source
@@ -109,12 +112,13 @@ def inherit(rule: str, step: RawAction, base: RawAction, notes: Notes) -> RawAct
         parameters=_inherited(rule, step, step.parameters, base.parameters, notes),
         target=step.target or base.target,
         output=_inherited(rule, step, _own_output(rule, step, base, notes), base.output, notes),
+        broken=step.broken | base.broken,
     )
 
 
 def _own_output(rule: str, step: RawAction, base: RawAction, notes: Notes) -> RawParameters:
     """The step's own output parameters. Talon dies when it has none and inherits a list or a map: told, not loaded."""
-    if not step.output.given:
+    if not step.output.given and "output" not in step.broken:
         for name, value in base.output.values.items():
             if isinstance(value, list | dict) and value:
                 message = f"output parameter {shown(name)} can't be inherited: no output takes {kind(value)}"

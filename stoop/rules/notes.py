@@ -32,6 +32,8 @@ class Notes:
         self.problems: list[Problem] = []
         self.warnings: list[Problem] = []
         self.dropped = 0
+        self._problems = 0
+        self._seen: set[Problem] = set()
 
     def problem(self, code: str, message: str, place: Place, **more: Unpack[More]) -> None:
         """Something that makes the rules unusable."""
@@ -46,10 +48,20 @@ class Notes:
         self._keep(self.warnings, Problem(code, message, *place, warning=True, **more))
 
     def _keep(self, where: list[Problem], problem: Problem) -> None:
+        if where is self.problems:
+            self._problems += 1
+            if problem in self._seen:
+                return  # an alias leads here again
+            self._seen.add(problem)
         if len(where) < MAX_NOTES:
             where.append(problem)
         else:
             self.dropped += 1
+
+    @property
+    def told(self) -> int:
+        """How many problems there are so far: when it has grown, what was read meanwhile is broken."""
+        return self._problems
 
     @property
     def full(self) -> bool:

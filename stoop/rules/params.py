@@ -14,7 +14,11 @@ import msgspec
 from msgspec import inspect
 
 from stoop.errors import StoopError
-from stoop.spec import ParameterFault, Parameters, Spec
+from stoop.spec import (
+    ParameterFault,
+    Parameters,
+    Spec,
+)
 
 _INT64_MIN = -(2**63)
 _REFUSED = object()
@@ -37,19 +41,29 @@ def typed_parameters(spec: Spec, raw: dict[str, Any]) -> Any:
 
 
 def check_parameters(spec: Spec, raw: dict[str, Any]) -> tuple[Parameters | None, list[ParameterFault]]:
-    """The same, with the faults returned. When types are wrong only that is told, as in Talon."""
+    """The same, with the faults returned: wrong types first, then what is missing, then wrong values."""
     given, faults = _typed(spec, raw)
-    if faults:
-        return None, faults
-    missing = [field for field in _fields(spec.parameters) if field.required and field.name not in given]
-    faults = [ParameterFault("param-required", field.name, f"{field.name} is required") for field in missing]
-    # What is missing gets its empty value, so that the other parameters' values are checked all the same.
-    given.update({field.name: _empty(field.type) for field in missing})
-    params = _converted(spec, given, faults)
+    mistyped = {fault.parameter for fault in faults}
+    absent = [field for field in _fields(spec.parameters) if field.required and field.name not in given]
+    missing = [field.name for field in absent if field.name not in mistyped]
+    faults += [ParameterFault("param-required", name, f"{name} is required") for name in missing]
+    # What is absent gets its empty value, so that the other parameters' values are checked all the same.
+    whole = given | {field.name: _empty(field.type) for field in absent}
+    params = _converted(spec, whole, faults)
     if params is not None and spec.check is not None:
         told = {fault.parameter for fault in faults}
-        faults += [fault for fault in spec.check(params) if fault.parameter not in told]
+        # Where a type is wrong, a check that misses a parameter may miss that very one.
+        faults += [
+            fault
+            for fault in spec.check(params)
+            if fault.parameter not in told and (not mistyped or fault.parameter in given)
+        ]
     return (None if faults else params), faults
+
+
+def is_given(raw: dict[str, Any], name: str) -> bool:
+    """Whether a parameter has a value, in whatever case its name is written."""
+    return any(_folded(key) == name and value is not None for key, value in raw.items())
 
 
 def _converted(spec: Spec, given: dict[str, Any], faults: list[ParameterFault]) -> Parameters | None:

@@ -1,6 +1,8 @@
 """Definitions as they stand in the files: typed, with their places, not yet merged and not yet checked.
 
 They are the only mutable values of the rules language: merging folds later definitions into earlier ones.
+
+`broken` are the keys below which something could not be read (and was told): what seems to be missing may stand there.
 """
 
 from __future__ import annotations
@@ -57,6 +59,7 @@ class RawAction:
     parameters: RawParameters = field(default_factory=RawParameters)
     target: Text = NO_TEXT
     output: RawParameters = field(default_factory=RawParameters)
+    broken: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True, eq=False)
@@ -86,3 +89,4 @@ class RawRule:
     actions: list[RawAction] = field(default_factory=list)
     match: RawMatch = field(default_factory=RawMatch)
     unknown: list[Text] = field(default_factory=list)
+    broken: set[str] = field(default_factory=set)

@@ -81,15 +81,14 @@ class NodeReader:
     def pairs(self, mapping: Mapping) -> Pairs:
         """Keys and values, merge keys (`<<`) applied: what is written beats what is merged, the first merged the next.
 
-        Keys that are not scalars and keys that stand twice are told; of the latter nothing is read, as in Talon.
+        Keys that are not scalars and keys that stand twice are told; of the latter the first is read.
         """
         found: Pairs = []
         self._collect(mapping, found, set())
         return found
 
     def _collect(self, mapping: Mapping, found: Pairs, seen: set[str]) -> None:
-        if not self._has_no_duplicates(mapping):
-            return
+        self._tell_duplicates(mapping)
         merged: Node | None = None
         for key, value in mapping.pairs():
             if not self._budget.spend():
@@ -116,17 +115,14 @@ class NodeReader:
                 else:
                     self.misfit(source, "<< takes a mapping or a list of mappings")
 
-    def _has_no_duplicates(self, mapping: Mapping) -> bool:
+    def _tell_duplicates(self, mapping: Mapping) -> None:
         seen: dict[tuple[type[Node], str], Node] = {}
-        unique = True
         for key, _ in mapping.pairs():
             text = key.text if isinstance(key, Scalar) else key.name if isinstance(key, Alias) else ""
             first = seen.setdefault((type(key), text), key)
             if first is not key:
-                unique = False
                 message = f"key {shown(text)} stands already in line {first.line}"
                 self.notes.problem("yaml-duplicate-key", message, self.place(key), hint="keep one of the two")
-        return unique
 
     # ------------------------------------------------------------ texts
 
@@ -196,7 +192,8 @@ class NodeReader:
                 return RawParameters()
             found = RawParameters(given=True)
             for key, value in self.pairs(content):
-                if not self.is_null(key):
-                    found.values[key.text] = self.value(value)
-                    found.places[key.text] = self.place(key)
+                name = self.text(key, "a parameter's name")
+                if name.place.line:
+                    found.values[name.text] = self.value(value)
+                    found.places[name.text] = name.place
             return found

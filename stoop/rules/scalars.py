@@ -32,6 +32,7 @@ _MAX_NUMBER = 400
 """Longer digit strings are text: no float64 needs more, and Python's int() is quadratic in them."""
 
 _INTEGER = re.compile(r"([+-]?)(?:0[xX]([0-9a-fA-F]+)|0[bB]([01]+)|0[oO]?([0-7]+)|(0|[1-9][0-9]*))", re.ASCII)
+_BETWEEN_DIGITS = re.compile(r"(?<=[0-9])_(?=[0-9])", re.ASCII)
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", re.ASCII)
 _TIME = re.compile(
     r"(\d{4})-(\d\d?)-(\d\d?)(?:(?:[Tt](\d\d?):(\d\d?):(\d\d?)(?:[.,](\d+))?(Z|[+-]\d\d:\d\d))"
@@ -87,7 +88,8 @@ def _implicit(tag: str, text: str) -> tuple[str, Any]:
     if text in _WORDS:
         return _WORDS[text]
     if text[0] == ".":
-        return _float(text) or (STR, text)
+        # Unlike below, Go's ParseFloat sees the underscores here, and takes them between digits.
+        return _float(_BETWEEN_DIGITS.sub("", text)) or (STR, text)
     if text[0] not in "+-0123456789":
         return STR, text
     if tag in ("", TIMESTAMP):

@@ -7,7 +7,7 @@ decided in `scalars`; aliases are kept as nodes of their own, so that expanding 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -32,6 +32,8 @@ LOADER: Any = yaml.CBaseLoader if yaml.__with_libyaml__ else yaml.BaseLoader
 """Where the events come from: the C parser is ten times faster; the other one is for where it was not built."""
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_LINE_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
+_UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _DIRECTIVE = re.compile(r"(?:^|[\n\r\x85\u2028\u2029])%")
 
 
@@ -91,11 +93,30 @@ class Document:
 
 
 class YamlError(Exception):
-    """The text can't be read as YAML, or not within the bounds."""
+    """The text can't be read as YAML, or not within the bounds.
 
-    def __init__(self, problem: Problem) -> None:
+    `items`: the items of the top level that had ended before, whose meaning is not in doubt; `unread`: the text after.
+    """
+
+    def __init__(self, problem: Problem, items: Sequence[Node] = (), unread: str = "") -> None:
         self.problem = problem
+        self.items = tuple(items)
+        self.unread = unread
         super().__init__(str(problem))
+
+
+def words_of(node: Node) -> str:
+    """The texts that stand in a node, for what can only be searched. Aliases count when they stand for a text."""
+    texts: list[str] = []
+    waiting = [node]
+    while waiting:
+        here = waiting.pop()
+        content = here.target if isinstance(here, Alias) else here
+        if isinstance(content, Scalar):
+            texts.append(content.text)
+        elif content is here:
+            waiting += reversed(content.items)
+    return "\n".join(texts)
 
 
 class Budget:
@@ -114,7 +135,7 @@ def compose(file: str, data: bytes, budget: Budget, loader: Any = LOADER) -> Doc
     """The first document of `data`. `file` is what problems call it. Raises YamlError, nothing else, for any bytes."""
     text = _text(file, data)
     if len(_DIRECTIVE.findall(text)) > MAX_DIRECTIVES:
-        raise _too_much(file, f"more than {MAX_DIRECTIVES} lines begin with %")
+        raise _too_much(file, f"more than {MAX_DIRECTIVES} lines begin with %", text)
     events = yaml.parse(text, Loader=loader)
     composer = _Composer(file, budget)
     try:
@@ -122,17 +143,28 @@ def compose(file: str, data: bytes, budget: Budget, loader: Any = LOADER) -> Doc
             if composer.take(event):
                 break
         return Document(composer.root, _another(events))
+    except YamlError as error:
+        raise _partial(error.problem, composer, text) from error
     except yaml.MarkedYAMLError as error:
-        raise YamlError(_syntax(file, error)) from error
+        raise _partial(_syntax(file, error), composer, text) from error
+    except yaml.reader.ReaderError as error:
+        raise _partial(_unprintable(file, text), composer, text) from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         # ValueError, OverflowError: the pure Python scanner on an escape beyond Unicode.
         message = " ".join(str(error).split())[:200]
-        raise YamlError(Problem("yaml-syntax", f"not YAML: {message}", file)) from error
+        raise _partial(Problem("yaml-syntax", f"not YAML: {message}", file), composer, text) from error
+
+
+def _partial(problem: Problem, composer: _Composer, text: str) -> YamlError:
+    """The error, with what was read before it. The last item is left out: the fault may be that it ended too early."""
+    items = composer.root.items if isinstance(composer.root, Listing) and problem.code == "yaml-syntax" else []
+    lines = _LINE_BREAK.split(text)
+    return YamlError(problem, items[:-1], "\n".join(lines[items[-1].line - 1 :] if items else lines))
 
 
 def _text(file: str, data: bytes) -> str:
     if len(data) > MAX_FILE:
-        raise _too_much(file, f"the file is larger than {MAX_FILE} bytes")
+        raise _too_much(file, f"the file is larger than {MAX_FILE} bytes", data.decode("utf-8", "replace"))
     encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
         return data.decode(encoding)
@@ -140,11 +172,21 @@ def _text(file: str, data: bytes) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
         message = f"byte {column} of the line is not {encoding.removesuffix('-sig').upper()}"
-        raise YamlError(Problem("yaml-syntax", message, file, line, hint="save the file as UTF-8")) from error
+        problem = Problem("yaml-syntax", message, file, line, hint="save the file as UTF-8")
+        raise YamlError(problem, unread=data.decode(encoding, "replace")) from error
 
 
-def _too_much(file: str, what: str) -> YamlError:
-    return YamlError(Problem("yaml-limit", what, file, hint="split it, or make it simpler"))
+def _unprintable(file: str, text: str) -> Problem:
+    """Which character YAML does not allow: of its place both parsers say something else, neither the line."""
+    found = _UNPRINTABLE.search(text)
+    at = found.start() if found else 0
+    before = _LINE_BREAK.split(text[:at])
+    message = f"not YAML: the character {text[at : at + 1]!a} is not allowed"
+    return Problem("yaml-syntax", message, file, len(before), len(before[-1]) + 1, hint="take it out")
+
+
+def _too_much(file: str, what: str, text: str) -> YamlError:
+    return YamlError(Problem("yaml-limit", what, file, hint="split it, or make it simpler"), unread=text)
 
 
 def _syntax(file: str, error: yaml.MarkedYAMLError) -> Problem:

@@ -11,7 +11,13 @@ from trio.testing import MockClock
 
 from stoop.actions.container import kill
 from stoop.errors import ActFailed, StoopError, TargetGone, TargetRefused
-from stoop.spec import ActContext, Begun, ContainerFacts, Outcome, ProcessFacts, Verdict
+from stoop.node import ContainerFacts, ProcessFacts
+from stoop.spec import (
+    ActContext,
+    Begun,
+    Outcome,
+    Verdict,
+)
 
 BOX = ContainerFacts("c" * 64, "", "boot", "/v2", "", 100, (100, 101))
 
@@ -89,7 +95,14 @@ class Held:
 
 def context(node: Node, container: ContainerFacts | None = BOX, protected: str = "") -> ActContext:
     protects: Callable[[ProcessFacts], str] = lambda facts: protected  # noqa: E731
-    return ActContext(host=node, params=None, process=None, container=container, protects=protects)  # type: ignore[arg-type]
+    return ActContext(
+        host=node,  # type: ignore[arg-type]
+        params=None,
+        process=None,
+        container=container,
+        protects=protects,
+        protects_container=lambda container: "",
+    )
 
 
 async def test_it_is_done_when_it_is_empty(autojump_clock: MockClock) -> None:

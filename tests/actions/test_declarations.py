@@ -15,7 +15,15 @@ import stoop.actions
 from stoop.actions import ACTIONS
 from stoop.catalogue import CATALOGUE, build
 from stoop.rules import load
-from stoop.spec import Action, ActionSpec, NoParameters, OutputUse, Reach, Scope, TargetKind
+from stoop.spec import (
+    Action,
+    ActionSpec,
+    NoParameters,
+    OutputUse,
+    Reach,
+    Scope,
+    TargetKind,
+)
 
 REQUIRED = object()
 
@@ -78,7 +86,7 @@ TALON: dict[str, tuple[bool, str, dict[str, object]]] = {
     "cilium:networkpolicy": (True, "none", {"allow_cidr": [], "allow_namespaces": []}),
 }
 
-OWN = {"process:kill", "container:kill"}
+OWN = {"process:kill", "process:suspend", "container:kill", "container:freeze", "container:limit"}
 
 # Fields that Falco (system calls) and its plugin k8saudit have.
 FALCO_FIELDS = {
@@ -133,6 +141,9 @@ def uses(example: Any, name: str) -> list[dict[str, Any]]:
     steps = [step for item in example for step in (item, *item.get("actions", []))]
     return [step for step in steps if step.get("actionner") == name]
 
+
+AT_LEAST_ONE = {"kubernetes:script", "container:limit"}
+"""Of their parameters none is required, and one must be there."""
 
 each_action = pytest.mark.parametrize("action", ACTIONS, ids=lambda action: action.spec.name)
 each_spec = pytest.mark.parametrize("spec", [action.spec for action in ACTIONS], ids=lambda spec: spec.name)
@@ -196,7 +207,7 @@ def test_its_defaults_are_what_its_types_allow(spec: ActionSpec) -> None:
     }
     params = msgspec.convert(raw, spec.parameters)
     assert msgspec.convert(msgspec.to_builtins(params), spec.parameters) == params
-    if spec.check is not None and spec.name != "kubernetes:script":  # which takes one of two, neither of them required
+    if spec.check is not None and spec.name not in AT_LEAST_ONE:
         assert list(spec.check(params)) == []
 
 
@@ -260,6 +271,17 @@ def test_what_acts_now_is_our_own_and_the_rest_is_declared_only(action: Action) 
         assert action.begin is not None
 
 
+@each_action
+def test_what_can_be_undone_says_how(action: Action) -> None:
+    if action.begin is not None:
+        parts = (action.plan, action.undo, action.drift)
+        assert all(part is not None for part in parts) is action.spec.reversible
+        assert any(part is not None for part in (*parts, action.at_end)) is action.spec.reversible
+    if action.spec.reversible and action.begin is not None:
+        assert defaults(action.spec.parameters)["ttl"] == "1h"
+    assert action.spec.reversible or not action.spec.outlives_boot
+
+
 def granted(name: str) -> set[tuple[str, str, str]]:
     rights = CATALOGUE.actions[name].spec.cluster_rights
     return {(right.group, resource, verb) for right in rights for resource in right.resources for verb in right.verbs}
@@ -284,7 +306,10 @@ def test_rights_that_talon_forgot_are_there(name: str, right: tuple[str, str, st
 
 def test_only_what_takes_something_away_for_good_destroys() -> None:
     destroying = {action.spec.name for action in ACTIONS if action.spec.destroys}
-    assert destroying == {"kubernetes:terminate", "kubernetes:delete", "kubernetes:drain"} | OWN
+    assert destroying == {"kubernetes:terminate", "kubernetes:delete", "kubernetes:drain"} | {
+        "process:kill",
+        "container:kill",
+    }
 
 
 @pytest.mark.parametrize(
@@ -292,6 +317,17 @@ def test_only_what_takes_something_away_for_good_destroys() -> None:
     [
         ("kubernetes:terminate", {"min_healthy_replicas": "101%"}, [("param-value", "min_healthy_replicas")]),
         ("kubernetes:terminate", {"grace_period_seconds": -1}, []),
+        ("container:freeze", {"ttl": "x", "then": "kill"}, [("param-value", "ttl")]),
+        ("container:freeze", {"ttl": "0", "then": "kill"}, [("param-value", "then")]),
+        ("container:freeze", {"ttl": "0"}, []),
+        ("process:suspend", {"ttl": "1 week"}, [("param-value", "ttl")]),
+        ("container:limit", {}, [("param-required", "cpu")]),
+        ("container:limit", {"cpu": "10%", "pids": 64, "memory": "64MiB", "io": "1MiB", "ttl": "2h"}, []),
+        (
+            "container:limit",
+            {"cpu": "much", "pids": -1, "memory": "0", "io": "1 parsec"},
+            [("param-value", "pids"), ("param-value", "cpu"), ("param-value", "memory"), ("param-value", "io")],
+        ),
         ("kubernetes:drain", {"min_healthy_replicas": "-1"}, [("param-value", "min_healthy_replicas")]),
         ("kubernetes:drain", {"max_wait_period": -1}, []),
         ("kubernetes:label", {"labels": {}}, [("param-empty", "labels")]),

@@ -12,7 +12,13 @@ import pytest
 from agent.node.host import LinuxHost
 from stoop.actions.process import kill
 from stoop.actions.process.group import Group
-from stoop.spec import ActContext, Begun, Outcome, ProcessFacts, Verdict
+from stoop.node import ProcessFacts
+from stoop.spec import (
+    ActContext,
+    Begun,
+    Outcome,
+    Verdict,
+)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +86,14 @@ def nobody(facts: ProcessFacts) -> str:
 
 
 def context(host: LinuxHost, pid: int, params: kill.KillParameters) -> ActContext:
-    return ActContext(host=host, params=params, process=host.hold(pid), container=None, protects=nobody)
+    return ActContext(
+        host=host,
+        params=params,
+        process=host.hold(pid),
+        container=None,
+        protects=nobody,
+        protects_container=lambda container: "",
+    )
 
 
 @pytest.mark.parametrize("scope", ["process", "tree"])

@@ -19,7 +19,10 @@ from agent.control import MAX_CONNECTIONS, MAX_UNREAD, ControlServer, Followers
 from stoop.control import MAX_REQUEST, AnyRequest, Arm, ControlError, Follow, SetMode, Status, Subscribe, ask
 from stoop.control import encode_request as encoded
 from stoop.record import Record, Timing
-from stoop.spec import Mode, Verdict
+from stoop.spec import (
+    Mode,
+    Verdict,
+)
 
 PATIENCE = 10.0
 RECORD = Record(
@@ -44,7 +47,7 @@ class Agent:
         self.asked: list[AnyRequest] = []
         self.followers = Followers()
 
-    def answer(self, request: AnyRequest) -> Any:
+    async def answer(self, request: AnyRequest) -> Any:
         self.asked.append(request)
         if isinstance(request, Arm):
             raise ControlError(f"rule {request.rule!r} is not disarmed", hint="look")

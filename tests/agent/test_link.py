@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ import pytest
 import trio
 import trio.testing
 
-from agent.link import MAX_BACKLOG, Link
+from agent.link import HOPELESS_TRIES, MAX_BACKLOG, Link
 from stoop.wire import AnyMessage, Hello, LogLine, RulesBegin, RulesEnd, RulesSource, Serving
 
 PATIENCE = 30.0
@@ -37,6 +38,8 @@ if kind == "deaf":
     gone.register(sock, 0)
     gone.poll()
     sys.exit()
+if kind == "mute":
+    sys.exit(7)
 if kind == "rude":
     sock.sendall(b"GET / HTTP/1.1" * 9)
 reader = FrameReader()
@@ -192,3 +195,23 @@ async def test_a_peer_that_speaks_another_language_is_ended_and_replaced(peer: C
         peer("echo")
         await reflex.until(lambda: "Hello" in reflex.echoed)
     assert reflex.link.restarts >= 1
+
+
+async def test_no_program_to_start_is_hopeless_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "gone"))
+    reflex = Reflex()
+    async with serving(reflex):
+        assert await reflex.link.hopeless() == os.strerror(errno.ENOENT)
+    assert reflex.link.restarts == 0
+    assert not reflex.lives
+
+
+async def test_helpers_that_end_without_a_word_are_hopeless_after_some(peer: Callable[[str], None]) -> None:
+    peer("mute")
+    reflex = Reflex()
+    async with serving(reflex):
+        assert await reflex.link.hopeless() == "it ended without a word, with exit code 7"
+        assert reflex.link.restarts == HOPELESS_TRIES - 1
+        peer("echo")
+        await reflex.until(lambda: "Hello" in reflex.echoed)
+        assert reflex.link.trouble == ""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
 
 import pytest
 
+from agent.node.host import LinuxHost
 from agent.own import MAX_ANCESTORS, MAX_SENDERS, ROOT_PID_NAMESPACE, Own
-from stoop.errors import TargetRefused
+from stoop.errors import TargetGone, TargetRefused
 from stoop.testing import BOOT_ID, FakeHost
 
 ME = os.getpid()
@@ -24,6 +30,23 @@ def node() -> FakeHost:
     host.add_in_container(FALCO, "f" * 64, ppid=SHIM)
     host.add_in_container(SIDEKICK, "f" * 64, ppid=FALCO)
     return host
+
+
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Inside every descriptor that this process may have is taken."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.dup(0)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 8, hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        yield
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_the_agent_and_its_parents_are_its_own_without_init() -> None:
@@ -116,6 +139,57 @@ class TestSenders:
         own = Own(node(), BOOT_ID)
         own.sender(ME + 50)
         assert not own.facts.falco_pids
+
+    def test_one_who_can_not_be_looked_at_is_protected_by_his_number_until_he_can(self) -> None:
+        host = node()
+        host.refusals[SIDEKICK] = TargetRefused("no descriptor left")
+        own = Own(host, BOOT_ID)
+        own.sender(SIDEKICK)
+        own.sender(SIDEKICK)
+        own.look_again()
+        assert own.facts.falco_pids == {SIDEKICK}
+        assert not own.facts.falco_cgroups
+        del host.refusals[SIDEKICK]
+        own.look_again()
+        assert own.facts.falco_pids == {SIDEKICK, FALCO, SHIM}
+        assert own.facts.falco_cgroups == {f"/pods/{'f' * 64}"}
+        before = own.facts
+        own.look_again()
+        assert own.facts is before
+
+    @pytest.mark.parametrize("ends", [True, False])
+    def test_one_who_was_never_looked_at_and_ends_or_disconnects(self, ends: bool) -> None:
+        host = node()
+        host.refusals[SIDEKICK] = TargetRefused("no descriptor left")
+        own = Own(host, BOOT_ID)
+        own.sender(SIDEKICK)
+        if ends:
+            host.refusals[SIDEKICK] = TargetGone("already exited")
+            own.look_again()
+        else:
+            own.sender_gone(SIDEKICK)
+            del host.refusals[SIDEKICK]
+            own.look_again()
+        assert not own.facts.falco_pids
+
+    @pytest.mark.parametrize("kept_back", [True, False])
+    def test_with_no_descriptor_left_the_reserve_is_enough(self, kept_back: bool) -> None:
+        argv = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+        with (
+            contextlib.closing(LinuxHost()) as host,
+            subprocess.Popen(argv, stdin=subprocess.PIPE) as sender,
+        ):
+            own = Own(host, BOOT_ID)
+            if kept_back:
+                own.reserve.fill()
+            with no_descriptors():
+                own.sender(sender.pid)
+                own.look_again()
+                first = own.facts.falco_pids
+            own.look_again()
+            assert own.facts.falco_pids >= {sender.pid, ME}
+            own.reserve.close()
+        assert first == (own.facts.falco_pids if kept_back else {sender.pid})
 
     def test_no_more_than_so_many_are_remembered(self) -> None:
         host = node()

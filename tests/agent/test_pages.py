@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from agent.pages import STUCK_SECONDS, Pages
-from agent.reflex_peer import ANSWER_SECONDS, ReflexPeer
+from agent.reflex_peer import ANSWER_SECONDS, AT_ONCE, FRESH_SECONDS, ReflexPeer
 from agent.serve_metrics import Request, Response
 from stoop.wire import FrameReader, SnapshotAsk, SnapshotReply
 
@@ -76,8 +76,20 @@ async def test_those_who_ask_together_share_an_answer(autojump_clock: trio.testi
             for _ in range(20):
                 nursery.start_soon(get, pages, "/metrics")
         assert reflex.asks == [1]
-        await get(pages, "/readyz")
-        assert reflex.asks == [1, 2]
+
+
+async def test_who_asks_too_often_is_given_a_fresh_answer_again(autojump_clock: trio.testing.MockClock) -> None:
+    async with together() as (pages, reflex, _):
+        for number in range(1, AT_ONCE):
+            assert f"stoop_rules {number}.0".encode() in (await get(pages, "/metrics")).body
+        for _ in range(1000):
+            await get(pages, "/metrics")
+            await get(pages, "/readyz")
+            await trio.sleep(0.01)
+        assert len(reflex.asks) <= AT_ONCE + 10 / FRESH_SECONDS + 1
+        await trio.sleep(FRESH_SECONDS)
+        latest = len(reflex.asks) + 1
+        assert f"stoop_rules {latest}.0".encode() in (await get(pages, "/metrics")).body
 
 
 async def test_a_late_answer_is_no_answer_but_counts_for_health(autojump_clock: trio.testing.MockClock) -> None:

@@ -90,7 +90,8 @@ def test_what_is_rejected_leaves_the_old_ones_in_force() -> None:
     desk.book.offer(FILES)
     desk.answer(1, "a")
     desk.book.offer(FILES)
-    desk.take(RulesRejected(2, ("x.yaml:1: one", "x.yaml:2: two")))
+    desk.take(RulesRejected(2, ("x.yaml:1: one", "x.yaml:2: two"), ("x.yaml:3: odd",)))
+    assert [fields["problem"] for level, _, fields in desk.said if level == "warning"] == ["x.yaml:3: odd"]
     assert desk.names == [["a"]]
     in_force = desk.book.in_force
     assert (in_force.count, in_force.digest) == (1, "d1")
@@ -218,11 +219,12 @@ class TestFirst:
     async def test_bad_ones_are_told_with_every_problem(self) -> None:
         desk = Desk()
         desk.book.offer(FILES)
-        desk.take(RulesRejected(1, ("x.yaml:1: one", "x.yaml:2: two")))
+        desk.take(RulesRejected(1, ("x.yaml:1: one", "x.yaml:2: two"), ("x.yaml:3: odd",)))
         with trio.fail_after(5), pytest.raises(RulesError) as caught:
             await desk.book.first()
         assert [problem.message for problem in caught.value.problems] == ["x.yaml:1: one", "x.yaml:2: two"]
-        assert not [event for level, event, _ in desk.said if level == "error"]  # it is said by whoever ends with it
+        assert [str(warning) for warning in caught.value.warnings] == ["x.yaml:3: odd"]
+        assert not [event for _, event, _ in desk.said if "rules" in event]  # it is said by whoever ends with it
 
     async def test_files_that_are_gone_at_the_start(self) -> None:
         desk = Desk()

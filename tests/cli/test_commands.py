@@ -58,6 +58,10 @@ def test_no_words_show_the_help(stoop: Any, words: list[str]) -> None:
     ("words", "says"),
     [
         (["nope"], "No such command 'nope'. (see `stoop --help`)"),
+        (["rules", "nope"], "No such command 'nope'. (see `stoop rules --help`)"),
+        (["rules", "check", "--nope"], "No such option: --nope (see `stoop rules check --help`)"),
+        (["rules", "check", ""], "the name of a file is empty"),
+        (["explain", ""], "the name of a file is empty"),
         (["status", "--nope"], "No such option: --nope (see `stoop status --help`)"),
         (["explain"], "Missing argument 'alert'. (see `stoop explain --help`)"),
         (["mode", "maybe"], "'maybe' is not one of 'off', 'observe', 'enforce'"),
@@ -142,6 +146,16 @@ def test_config_print_shows_values_origins_and_warnings(stoop: Any, write: Calla
     assert ran.err.startswith("warning: ")
     as_json = stoop("config", "print", "-c", path, "--json")
     assert {"key": "mode", "value": "observe", "origin": f"{path}:2"} in as_json.lines
+
+
+def test_config_print_warns_of_a_token_that_others_can_read(stoop: Any, write: Callable[..., str]) -> None:
+    token = write("token", "s3cret")
+    path = write("stoop.yaml", f"intake: {{http: {{token_file: {token}}}}}\n")
+    for mode, is_told in ((0o644, True), (0o640, True), (0o600, False)):
+        Path(token).chmod(mode)
+        ran = stoop("config", "print", "-c", path)
+        assert (ran.code, "can be read by others" in ran.err) == (0, is_told), ran.err
+        assert "s3cret" not in ran.out + ran.err
 
 
 def test_a_wrong_configuration_is_told_line_by_line(stoop: Any, write: Callable[..., str]) -> None:

@@ -91,6 +91,27 @@ def test_for_a_machine(stoop: Any, write: Callable[..., str], rules: str, alert:
     ]
 
 
+def test_actions_of_one_name_are_told_apart(stoop: Any, write: Callable[..., str], alert: Make) -> None:
+    actions = [
+        {"action": "a", "actionner": "process:kill"},
+        {"action": "a", "actionner": "kubernetes:cordon", "ignore_errors": False},
+        {"action": "a", "actionner": "process:kill"},
+    ]
+    rules = write("rules.yaml", yaml.safe_dump([{"rule": "R", "match": {"tags": ["shell"]}, "actions": actions}]))
+    (ran,) = stoop("explain", write("alert", alert()), "-r", rules, "--json").lines
+    assert [(step["actionner"], step["outcome"]) for step in ran["plan"]] == [
+        ("process:kill", "would"),
+        ("kubernetes:cordon", "refused"),
+        ("process:kill", ""),
+    ]
+
+
+def test_a_byte_order_mark_is_no_part_of_an_alert(
+    stoop: Any, write: Callable[..., str], rules: str, alert: Make
+) -> None:
+    assert stoop("explain", write("alert", "\ufeff" + json.dumps(alert())), "-r", rules).code == 0
+
+
 def test_nothing_matches(stoop: Any, write: Callable[..., str], rules: str, alert: Make) -> None:
     ran = stoop("explain", write("alert", alert(rule="Another", tags=[])), "-r", rules)
     assert ran.code == 1

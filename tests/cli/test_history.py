@@ -11,7 +11,9 @@ import pytest
 
 from stoop.journal import Journal
 from stoop.record import Record, Timing
-from stoop.spec import Verdict
+from stoop.spec import (
+    Verdict,
+)
 
 NOW_NS = time.time_ns()
 HOUR_NS = 3600 * 10**9

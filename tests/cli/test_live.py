@@ -124,6 +124,18 @@ def test_mode_is_asked_for(stoop: Any, agent: Any) -> None:
     ]
 
 
+def test_a_mode_that_is_not_kept_is_told(stoop: Any, agent: Any) -> None:
+    switched = {"was": "enforce", "mode": "off", "until_ns": 0}
+    agent.answers["mode"] = answer({**switched, "kept": True, "synced": True})
+    assert stoop("mode", "off", "-c", agent.config).err == ""
+    agent.answers["mode"] = answer({**switched, "kept": True, "synced": False})
+    ran = stoop("mode", "off", "-c", agent.config)
+    assert (ran.code, "a power cut may forget it" in ran.err) == (0, True)
+    agent.answers["mode"] = answer({**switched, "kept": False, "synced": False})
+    ran = stoop("mode", "off", "-c", agent.config)
+    assert (ran.code, "it ends with the agent" in ran.err) == (2, True)
+
+
 def test_arm_one_rule_or_all(stoop: Any, agent: Any) -> None:
     agent.answers["arm"] = answer({"armed": ["R"]})
     assert stoop("arm", "R", "-c", agent.config).out == "armed: R\n"

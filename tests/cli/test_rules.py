@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -84,3 +85,24 @@ def test_hostile_rules_are_escaped(
     ran = stoop("rules", "check", "-r", write("rules.yaml", text))
     assert ran.code == 1
     assert is_harmless(ran.err)
+
+
+def test_files_that_cannot_be_read_are_told_beside_what_is_wrong_in_others(
+    stoop: Any, write: Callable[..., str], tmp_path: Path
+) -> None:
+    bad = write("bad.yaml", "- rule: a\n  continue: maybe\n  actions: [{action: defined elsewhere}]\n")
+    missing = str(tmp_path / "missing.yaml")
+    for command in ("check", "print"):
+        ran = stoop("rules", command, "-r", missing, "-r", bad, "-r", tmp_path)
+        assert (ran.code, ran.out) == (2, "")
+        problems = [line.partition(": ")[2] for line in ran.err.splitlines()[:3]]
+        assert problems[0] == f"{missing}: can't be read: No such file or directory"
+        assert problems[1] == f"{tmp_path}: can't be read: Is a directory"
+        assert problems[2].startswith(f"{bad}:2:13: rule 'a': continue must be")
+        assert "actionner" not in ran.err
+
+
+def test_files_may_be_named_without_a_flag(stoop: Any, write: Callable[..., str]) -> None:
+    first, second = write("a.yaml", GOOD), write("b.yaml", "- action: Kill it\n  parameters: {scope: session}\n")
+    assert stoop("rules", "check", first).code == 0
+    assert stoop("rules", "print", first, second).out == stoop("rules", "print", "-r", first, "-r", second).out

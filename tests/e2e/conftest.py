@@ -108,6 +108,8 @@ class Agent:
         self.control_path = str(self.state_dir / "control.sock")
         self.rules.write_text(rules)
         self.configure(settings)
+        self.more_environment: dict[str, str] = {}
+        self.prefix: tuple[str, ...] = ()
         self._program: subprocess.Popen[bytes] | None = None
 
     def configure(self, settings: Mapping[str, Any]) -> None:
@@ -130,11 +132,12 @@ class Agent:
 
     def command(self, *words: str) -> list[str]:
         """How it is started."""
-        return [sys.executable, "-m", "agent.app", "-c", str(self.config), *words]
+        return [*self.prefix, sys.executable, "-m", "agent.app", "-c", str(self.config), *words]
 
     def environment(self) -> dict[str, str]:
         """What it and the commands get of ours."""
-        return {name: value for name, value in os.environ.items() if name not in LEFT_OUT}
+        ours = {name: value for name, value in os.environ.items() if name not in LEFT_OUT}
+        return ours | self.more_environment
 
     def launch(self, stdin: int | None = subprocess.DEVNULL) -> None:
         """Begin to start it."""

@@ -7,6 +7,8 @@ import os
 import re
 import select
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -301,3 +303,22 @@ def test_a_configuration_that_can_not_be_used_ends_the_start_in_clear_lines(
     ended = agent.once()
     assert (ended.returncode, ended.stdout, "Traceback" in ended.stderr) == (2, "", False), ended.stderr
     assert word in ended.stderr
+
+
+OTHER_HELPER = "import sys, agent.app; sys.executable = sys.argv[1]; sys.exit(agent.app.main(sys.argv[2:]))"
+WITHIN_S = 20.0
+"""Far below the 30 s that the first rules are waited for."""
+
+
+@pytest.mark.parametrize(
+    ("program", "why"), [("/nowhere/python", "No such file or directory"), ("/bin/false", "with exit code 1")]
+)
+def test_a_helper_that_can_not_be_started_is_said_at_once(make_agent: MakeAgent, program: str, why: str) -> None:
+    agent = make_agent(start=False)
+    argv = [sys.executable, "-c", OTHER_HELPER, program, "-c", str(agent.config)]
+    ended = subprocess.run(argv, capture_output=True, text=True, timeout=WITHIN_S, check=False, env=agent.environment())
+    assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
+    assert ended.stderr.startswith(f"stoop-agent: {program} -m agent.helper: the helper can't be started: ")
+    assert why in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert not Path(agent.socket_path).exists()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from stoop.guard import ESTABLISHED
+from stoop.skew import ESTABLISHED
 from tests.e2e.conftest import Agent, MakeAgent, Row, alert, lives, was_killed
 from tests.real.conftest import PATIENCE_S, Spawn, alive, await_that
 
@@ -57,6 +57,16 @@ def test_what_is_older_than_the_configured_age_expires(
     bystander = spawn("sleep", "1000")  # it began after the event: a younger alert is not about it either
     row = answer(agent, told(bystander.pid, time.time_ns() - age_s * SECOND_NS))
     assert (row["outcome"], bool(row["reason"])) == (outcome, True)
+    assert lives(bystander)
+
+
+def test_when_all_alerts_are_old_each_of_them_expires(make_agent: MakeAgent, spawn: Spawn) -> None:
+    """However many there are, their age is not taken for Falco's clock."""
+    agent = make_agent()
+    bystander = spawn("sleep", "1000")
+    old_ns = time.time_ns() - 10 * 365 * 86400 * SECOND_NS
+    agent.send(*(told(bystander.pid, old_ns + number * SECOND_NS) for number in range(2 * ESTABLISHED)))
+    assert {row["outcome"] for row in agent.records(2 * ESTABLISHED)} == {"expired"}
     assert lives(bystander)
 
 

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from stoop.alert import alert_id, decode
+from stoop.engine import act_id, run_id
 from stoop.errors import UserError
-from tests.e2e.conftest import Agent, MakeAgent, Row, alert, was_killed
+from stoop.ring import Intent, open_ring
+from tests.e2e.conftest import KILL_IT, Agent, MakeAgent, Row, alert, lives, was_killed
 from tests.real.conftest import PATIENCE_S, Spawn, alive, await_that
 
 pytestmark = pytest.mark.real
@@ -209,3 +212,101 @@ def test_a_reflex_that_is_stopped_fails_its_health_and_serves_on(make_agent: Mak
         finally:
             os.kill(agent.program.pid, signal.SIGCONT)
         assert was_killed(victim)
+
+
+# ---------------------------------------------------------------- killed between the plan and the act
+
+
+HUP_IT = KILL_IT.replace('kill"}', 'kill", parameters: {signal: HUP}}')
+NODE = "node-1"
+
+
+def planned(agent: Agent, said: bytes, pid: int) -> str:
+    """The ring as it is left by an agent that was killed just before it would have signalled; the act's id."""
+    agent.state_dir.mkdir(mode=0o700, exist_ok=True)
+    ring, _ = open_ring(agent.state_dir, time.time_ns())
+    known = alert_id(decode(said), NODE)
+    run = run_id(known, "Kill a terminal shell")
+    names = (act_id(run, 0), run, known, "Kill a terminal shell", "Kill it", "process:kill", "of another boot")
+    slot = ring.reserve(Intent(*names, pid=pid, received_ns=time.time_ns(), decided_ns=time.time_ns()))
+    assert slot >= 0
+    ring.close(orderly=False)
+    return act_id(run, 0)
+
+
+def test_a_kill_that_may_not_have_been_is_done_when_its_alert_comes_again(make_agent: MakeAgent, spawn: Spawn) -> None:
+    agent = make_agent(start=False, node_name=NODE)
+    victim = spawn("sleep", "1000")
+    said = alert(victim.pid)
+    act = planned(agent, said, victim.pid)
+    agent.start()
+    assert agent.status()["recovery"]["unfinished"] == 1
+    (row,) = agent.records(1)
+    assert (row["act"], row["outcome"], row["amended"]) == (act, "failed", False)
+    assert lives(victim)
+
+    agent.send(said)
+    assert was_killed(victim)
+    await_that(lambda: agent.rows()[0]["outcome"] == "done", "the record is amended")
+    agent.send(said)  # a third time it is a repeat
+    row, repeat = agent.records(2)
+    assert (repeat["outcome"], repeat["reason"]) == ("skipped", f"duplicate of {act}")
+    assert (row["act"], row["amended"], row["target"]["pid"]) == (act, True, victim.pid)
+    assert row["details"]["first"].startswith("failed: the agent ended before it could say")
+    agent.stop()
+    agent.start()
+    assert agent.status()["recovery"] == {"clean": True, "unfinished": 0, "window": None}
+
+
+def test_a_kill_that_has_been_after_all_is_not_forgotten(make_agent: MakeAgent, spawn: Spawn) -> None:
+    """The signal was sent, only that was not written down: there is nothing to do, and the record says whom it was."""
+    agent = make_agent(start=False, node_name=NODE)
+    victim = spawn("sleep", "1000")
+    said = alert(victim.pid)
+    planned(agent, said, victim.pid)
+    victim.kill()
+    victim.wait(PATIENCE_S)
+    agent.start()
+    agent.send(said)
+    await_that(lambda: agent.rows()[0]["outcome"] == "skipped", "the record is amended")
+    (row,) = agent.records(1)
+    assert (row["target"]["pid"], row["target"]["identity"]) == (victim.pid, "of another boot")
+    assert row["details"]["first"].startswith("failed: the agent ended before it could say")
+
+
+def test_a_signal_that_may_count_is_not_sent_again(make_agent: MakeAgent, spawn: Spawn) -> None:
+    """Sent twice HUP is not HUP once: what may have been done stays `failed`, and a person is told."""
+    agent = make_agent(HUP_IT, start=False, node_name=NODE)
+    bystander = spawn("sleep", "1000")  # HUP would end it
+    said = alert(bystander.pid)
+    planned(agent, said, bystander.pid)
+    agent.start()
+    agent.send(said)
+    await_that(lambda: agent.rows()[0]["repeats"] == 1, "counted")
+    (row,) = agent.records(1)
+    assert (row["outcome"], row["amended"]) == ("failed", False)
+    assert lives(bystander)
+
+
+def test_killed_twice_before_the_same_act_it_is_tried_a_third_time(make_agent: MakeAgent, spawn: Spawn) -> None:
+    agent = make_agent(start=False, node_name=NODE)
+    victim = spawn("sleep", "1000")
+    said = alert(victim.pid)
+    for _ in range(2):
+        planned(agent, said, victim.pid)
+        agent.start()
+        (row,) = agent.records(1)
+        assert row["outcome"] == "failed"
+        assert agent.status()["recovery"]["unfinished"] == 1
+        agent.kill()
+    agent.start()
+    agent.send(said)
+    agent.send(said)
+    await_that(lambda: agent.rows()[0]["repeats"] >= 1, "both came")
+    assert (agent.rows()[0]["outcome"], lives(victim)) == ("failed", True)  # this start found nothing under way
+    agent.kill()
+    planned(agent, said, victim.pid)
+    agent.start()
+    agent.send(said)
+    assert was_killed(victim)
+    await_that(lambda: agent.rows()[0]["outcome"] == "done", "the record is amended")

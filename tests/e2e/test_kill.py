@@ -127,3 +127,20 @@ def test_the_socket_is_its_owners(make_agent: MakeAgent) -> None:
     agent = make_agent()
     assert os.stat(agent.socket_path).st_mode & 0o777 == 0o600
     assert os.stat(agent.state_dir).st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_socket_that_is_removed_under_it_is_told(make_agent: MakeAgent, replaced: bool) -> None:
+    """It still listens, and nobody can connect: Falco would write into nothing, and the agent look ready."""
+    agent = make_agent()
+    assert agent.get("readyz")[0] == 200
+    os.unlink(agent.socket_path)
+    if replaced:
+        Path(agent.socket_path).touch()
+    await_that(lambda: agent.get("readyz")[0] == 503, "it is not ready")
+    assert "removed or replaced" in agent.get("readyz")[1]
+    assert agent.samples()['stoop_intake_up{intake="unix"}'] == 0
+    status = agent.stoop("status")
+    assert (status.returncode, "! intake unix can't be reached" in status.stdout) == (1, True)
+    assert "an intake can't be reached any more" in agent.said()
+    assert agent.get("healthz")[0] == 200

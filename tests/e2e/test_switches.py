@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stoop.control import Arm, ControlError, SetMode, ask
-from stoop.spec import Mode
+from stoop.spec import (
+    Mode,
+)
 from tests.e2e.conftest import KILL_IT, Agent, MakeAgent, Row, alert, lives, was_killed
 from tests.real.conftest import MakeBox, Process, Spawn, await_that
 
@@ -28,7 +32,8 @@ def answer(agent: Agent, process: Process, **top: Any) -> Row:
 
 
 def switch(agent: Agent, mode: Mode, for_s: float | None = None) -> None:
-    assert ask(agent.control_path, SetMode(mode, for_s))["mode"] == str(mode)
+    told = ask(agent.control_path, SetMode(mode, for_s))
+    assert (told["mode"], told["kept"], told["synced"]) == (str(mode), True, True)
 
 
 def programs(directory: Path, count: int) -> list[str]:
@@ -108,6 +113,43 @@ def test_a_mode_that_can_not_be_read_means_observe(make_agent: MakeAgent, spawn:
     await_that(lambda: "a switch can't be read" in agent.said(), "it is said")
     switch(agent, Mode.ENFORCE)
     assert answer(agent, victim)["outcome"] == "done"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_no_mode_and_is_not_waited_for(
+    make_agent: MakeAgent, spawn: Spawn, make: Callable[[Path], None]
+) -> None:
+    agent = make_agent(start=False)
+    agent.state_dir.mkdir(mode=0o700)
+    make(agent.state_dir / "mode.json")
+    agent.start()
+    victim = spawn("sleep", "1000")
+    assert (answer(agent, victim)["outcome"], agent.status()["mode"]) == ("would", "observe")
+    assert lives(victim)
+
+
+@pytest.mark.parametrize("mode", [Mode.OBSERVE, Mode.OFF])
+def test_what_was_only_watched_is_no_repeat_once_the_mode_is_switched(
+    make_agent: MakeAgent, spawn: Spawn, mode: Mode
+) -> None:
+    agent = make_agent(mode=str(mode), guard={"dedup_window": "1h"})
+    victim = spawn("sleep", "1000")
+    assert answer(agent, victim)["outcome"] in ("would", "skipped")
+    switch(agent, Mode.ENFORCE)
+    assert answer(agent, victim)["outcome"] == "done"
+    assert was_killed(victim)
+
+
+def test_a_mode_that_can_not_be_kept_holds_and_is_told(make_agent: MakeAgent, spawn: Spawn) -> None:
+    agent = make_agent()
+    (agent.state_dir / "mode.json.new").mkdir()  # in the way of the file that is written first
+    ended = agent.stoop("mode", "off")
+    assert ended.returncode != 0
+    assert "could not be written down" in ended.stderr
+    victim = spawn("sleep", "1000")
+    assert answer(agent, victim)["outcome"] == "skipped"
+    await_that(lambda: "a switch can't be kept" in agent.said(), "it is logged")
+    assert lives(victim)
 
 
 def test_what_is_no_mode_changes_nothing(make_agent: MakeAgent) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from tests.e2e.conftest import KILL_IT, Agent, MakeAgent, Row, alert, lives, was_killed
 from tests.real.conftest import (
+    Box,
     MakeBox,
     MakeNamespaced,
     Spawn,
@@ -18,6 +20,7 @@ from tests.real.conftest import (
     await_that,
     comm,
     line,
+    only_child,
 )
 
 pytestmark = pytest.mark.real
@@ -26,6 +29,8 @@ root = pytest.mark.root
 NO_HOST = KILL_IT.replace("  allow_host: true\n", "")
 EXEMPT = KILL_IT.replace("container]}", 'container], output_fields: ["k8s.ns.name!=kube-system"]}')
 WHOLE = NO_HOST.replace("process:kill", "container:kill")
+BY_SCOPE = NO_HOST.replace('kill"}', 'kill", parameters: {scope: container}}')
+BY_SCOPE_TERM = BY_SCOPE.replace("{scope", "{signal: TERM, scope")
 
 CALLS_ITSELF_KUBELET = """
 import ctypes, signal
@@ -33,6 +38,12 @@ ctypes.CDLL(None).prctl(15, b"kubelet", 0, 0, 0)
 signal.pause()
 """
 """PR_SET_NAME is 15 (prctl(2)): what proc(5) calls comm."""
+
+SENDER = (
+    "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
+    "print('ready', flush=True); sys.stdin.readline()"
+)
+"""Connects to falco.sock and stays there, as Falco does."""
 
 
 def still_serves(agent: Agent, spawn: Spawn) -> None:
@@ -46,6 +57,13 @@ def copy_of_sleep(directory: Path, name: str) -> str:
     """Another executable, for sleep."""
     directory.mkdir(exist_ok=True)
     return str(shutil.copy(shutil.which("sleep") or "", directory / name))
+
+
+def put_below(box: Box, name: str, pid: int = 0) -> None:
+    """Move a process (0: the calling one) into a cgroup below the container's own."""
+    assert box.v2 is not None
+    (box.v2 / name).mkdir(exist_ok=True)
+    (box.v2 / name / "cgroup.procs").write_text(str(pid))
 
 
 def one_row(agent: Agent, said: bytes) -> Row:
@@ -97,12 +115,8 @@ def test_a_threads_number_is_no_processs(make_agent: MakeAgent, spawn: Spawn) ->
 
 
 def test_who_brings_the_alerts_is_taken_for_falco(make_agent: MakeAgent, spawn: Spawn) -> None:
-    script = (
-        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
-        "print('ready', flush=True); sys.stdin.readline()"
-    )
     agent = make_agent()
-    sender = spawn(sys.executable, "-c", script, agent.socket_path)
+    sender = spawn(sys.executable, "-c", SENDER, agent.socket_path)
     assert line(sender) == "ready"
     await_that(lambda: agent.status()["feed"]["peers"], "its connection is seen")
     row = one_row(agent, alert(sender.pid))
@@ -131,11 +145,14 @@ def test_a_field_that_is_missing_protects_no_host_process(make_agent: MakeAgent,
     assert was_killed(victim)
 
 
-def test_a_protected_namespace_is_left_alone(make_agent: MakeAgent, spawn: Spawn) -> None:
-    agent = make_agent(guard={"protected_namespaces": ["kube-system", "vault"]})
+@pytest.mark.parametrize(("guard", "name"), [({}, "kube-system"), ({"protected_namespaces": ["a", "vault"]}, "vault")])
+def test_a_protected_namespace_is_left_alone(
+    make_agent: MakeAgent, spawn: Spawn, guard: dict[str, list[str]], name: str
+) -> None:
+    agent = make_agent(guard=guard)
     bystander = spawn("sleep", "1000")
-    row = one_row(agent, alert(bystander.pid, {"k8s.ns.name": "vault"}))
-    assert (row["outcome"], "vault" in row["reason"]) == ("refused", True)
+    row = one_row(agent, alert(bystander.pid, {"k8s.ns.name": name}))
+    assert (row["outcome"], name in row["reason"]) == ("refused", True)
     assert lives(bystander)
 
 
@@ -240,12 +257,85 @@ def test_a_whole_container_ends_and_nothing_outside_it(
 
 
 @root
-def test_the_agents_own_container_is_never_ended(make_agent: MakeAgent, spawn: Spawn, make_box: MakeBox) -> None:
-    agent = make_agent(WHOLE)
+@pytest.mark.parametrize("rules", [WHOLE, BY_SCOPE, BY_SCOPE_TERM], ids=["whole", "scope", "scope-term"])
+@pytest.mark.parametrize("below", [False, True])
+def test_the_agents_own_container_is_never_ended(
+    make_agent: MakeAgent, spawn: Spawn, make_box: MakeBox, rules: str, below: bool
+) -> None:
+    agent = make_agent(rules)
     box = make_box()
     bystander = spawn("sleep", "1000", preexec_fn=box.enter)
-    box.add(agent.program.pid)
+    if below:
+        put_below(box, "agent", agent.program.pid)
+    else:
+        box.add(agent.program.pid)
     row = one_row(agent, alert(bystander.pid, {"container.id": box.container_id[:12]}))
     assert row["outcome"] == "refused", row
     assert lives(bystander)
     assert agent.program.poll() is None
+
+
+@root
+@pytest.mark.parametrize("rules", [WHOLE, BY_SCOPE, BY_SCOPE_TERM], ids=["whole", "scope", "scope-term"])
+def test_falcos_container_is_never_ended(make_agent: MakeAgent, spawn: Spawn, make_box: MakeBox, rules: str) -> None:
+    """Falco is neither its init nor in the same cgroup below it as the one that the alert is about."""
+    agent = make_agent(rules)
+    box = make_box()
+    init, other = (spawn("sleep", "1000", preexec_fn=box.enter) for _ in range(2))
+    sender = spawn(sys.executable, "-c", SENDER, agent.socket_path, preexec_fn=lambda: put_below(box, "falco"))
+    assert line(sender) == "ready"
+    put_below(box, "other", other.pid)
+    await_that(lambda: agent.status()["feed"]["peers"], "its connection is seen")
+    row = one_row(agent, alert(other.pid, {"container.id": box.container_id[:12]}))
+    assert (row["outcome"], row["reason"]) == ("refused", "it is Falco's container"), row
+    assert all(map(lives, (init, other, sender)))
+
+
+@root
+@pytest.mark.parametrize("told", [True, False], ids=["pid", "no-pid"])
+def test_a_container_that_was_started_again_under_its_id_lives(
+    make_agent: MakeAgent, spawn: Spawn, make_box: MakeBox, told: bool
+) -> None:
+    """As Docker does: the alert is about what has ended, and who was started since has done nothing."""
+    agent = make_agent(WHOLE)
+    box = make_box()
+    meant = spawn("sleep", "1000", preexec_fn=box.enter)
+    said = alert(meant.pid if told else None, {"container.id": box.container_id[:12]})
+    meant.kill()
+    meant.wait()
+    newcomer = spawn("sleep", "1000", preexec_fn=box.enter)
+    row = one_row(agent, said)
+    assert (row["outcome"], "started again" in row["reason"]) == ("skipped", True), row
+    assert lives(newcomer)
+    agent.send(alert(None, {"container.id": box.container_id[:12]}))  # of now: it means the newcomer
+    assert was_killed(newcomer)
+
+
+@root
+def test_a_container_is_not_ended_by_an_alert_without_a_time(
+    make_agent: MakeAgent, spawn: Spawn, make_box: MakeBox
+) -> None:
+    box = make_box()
+    inside = spawn("sleep", "1000", preexec_fn=box.enter)
+    row = one_row(make_agent(WHOLE), alert(None, {"container.id": box.container_id, "evt.time": None}, time=None))
+    assert (row["outcome"], "no time" in row["reason"]) == ("refused", True), row
+    assert lives(inside)
+
+
+@root
+def test_in_a_pid_namespace_of_its_own_the_agent_acts_on_no_pid(make_agent: MakeAgent, spawn: Spawn) -> None:
+    """Falco's number means another process there, or none: neither is the one meant."""
+    agent = make_agent(start=False, guard={"pid_namespace": "auto"})
+    around = ("unshare", "--pid", "--fork", "--mount-proc")
+    agent.prefix = around
+    agent.start()
+    inner = only_child(agent.program.pid)
+    try:
+        bystander = spawn("sleep", "1000")
+        agent.send(alert(bystander.pid), alert(3))
+        rows = agent.records(2)
+        assert {row["outcome"] for row in rows} == {"refused"}, rows
+        assert all("pid namespace of its own" in row["reason"] for row in rows)
+        assert lives(bystander)
+    finally:
+        os.kill(inner, signal.SIGTERM)  # the program around it waits, deaf, for its end

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
 import pytest
+import trio
 
 from stoop.intake.limits import Limits
 from stoop.intake.sink import Desk
 from stoop.intake.testing import RecordingSink, RecordingWarn
+from stoop.intake.unix import UnixIntake
+
+MakeBytes = Callable[[str], bytes]
+Connect = Callable[[], Awaitable[trio.SocketStream]]
 
 
 @pytest.fixture
@@ -85,3 +90,31 @@ def curl() -> str:
 @pytest.fixture
 def sock_path(tmp_path: Path) -> str:
     return str(tmp_path / "run" / "falco.sock")
+
+
+async def listen(nursery: trio.Nursery, path: str, desk: Desk, mode: int = 0o600) -> None:
+    assert await nursery.start(UnixIntake(path, mode, {0}, desk).serve) == path
+
+
+async def receive(stream: trio.SocketStream, size: int) -> bytes:
+    """Exactly so many bytes, or fewer at the end."""
+    got = b""
+    with trio.fail_after(10):
+        while len(got) < size and (data := await stream.receive_some(size - len(got))):
+            got += data
+    return got
+
+
+async def receive_all(stream: trio.SocketStream) -> bytes:
+    return await receive(stream, 1 << 30)
+
+
+@pytest.fixture
+async def connect(sock_path: str, desk: Desk, nursery: trio.Nursery) -> Connect:
+    """A way to connect to a listening intake."""
+    await listen(nursery, sock_path, desk)
+
+    async def opened() -> trio.SocketStream:
+        return await trio.open_unix_socket(sock_path)
+
+    return opened

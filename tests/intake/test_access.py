@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stoop.errors import StartRefused
-from stoop.intake.access import TokenFile, shown_token
+from stoop.intake.access import TokenFile, readers_besides, shown_token
 from stoop.intake.testing import RecordingWarn
 
 BEARER = b"Bearer s3cret"
@@ -38,6 +38,7 @@ def clock() -> Clock:
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "token"
     path.write_bytes(b"s3cret\n")
+    path.chmod(0o600)
     return path
 
 
@@ -83,6 +84,7 @@ def test_a_change_is_seen_at_the_next_look(token: TokenFile, path: Path, clock: 
     assert token.admits(b"Bearer another-token")
     replacement = path.with_name("new")
     replacement.write_bytes(b"third")
+    replacement.chmod(0o600)
     os.replace(replacement, path)
     clock.now += 1
     assert token.admits(b"Bearer third")
@@ -94,8 +96,11 @@ def test_without_a_token_nobody_is_admitted_which_is_said_once(
     token: TokenFile, path: Path, clock: Clock, warn: RecordingWarn, content: bytes | None
 ) -> None:
     path.unlink()
+    path.touch(0o600)
     if content is not None:
         path.write_bytes(content)
+    else:
+        path.unlink()
     for _ in range(3):
         clock.now += 1
         assert not token.admits(BEARER)
@@ -103,6 +108,7 @@ def test_without_a_token_nobody_is_admitted_which_is_said_once(
         assert not token.admits(basic(b"falco:"))
     assert len(warn.said) == 1
     assert "s3cret" not in repr(warn.said)
+    path.touch(0o600)
     path.write_bytes(b"s3cret")
     clock.now += 1
     assert token.admits(BEARER)
@@ -119,3 +125,22 @@ def test_the_start_needs_a_token(path: Path, warn: RecordingWarn, clock: Clock, 
         path.write_bytes(content)
     with pytest.raises(StartRefused, match="no token"):
         TokenFile(str(path), warn, clock).load()
+
+
+@pytest.mark.parametrize(("mode", "readers"), [(0o640, "the group 0640"), (0o604, "everybody 0604")])
+def test_a_token_that_others_can_read_counts_and_is_said_once(
+    token: TokenFile, path: Path, clock: Clock, warn: RecordingWarn, mode: int, readers: str
+) -> None:
+    for mode_now in (mode, mode, 0o600, mode):
+        path.chmod(mode_now)
+        clock.now += 1
+        assert token.admits(BEARER)
+        assert readers_besides(str(path)) == (readers if mode_now == mode else "")
+    assert [(event, fields["readers"]) for event, fields in warn.said] == [
+        ("the token can be read by others", readers)
+    ] * 2
+    assert "s3cret" not in repr(warn.said)
+
+
+def test_a_file_that_is_not_there_has_no_readers(tmp_path: Path) -> None:
+    assert readers_besides(str(tmp_path / "nothing")) == ""

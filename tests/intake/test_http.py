@@ -26,6 +26,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 @pytest.fixture
 def token_file(tmp_path: Path) -> str:
     path = tmp_path / "token"
+    path.touch(0o600)
     path.write_text("s3cret\n")
     return str(path)
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Callable
 
 import pytest
 
-from stoop.intake.talk import Haul, LineTalk
+from stoop.intake.http1 import HttpTalk
+from stoop.intake.limits import Limits
+from stoop.intake.talk import Haul, LineTalk, Talk
 
 AlertOf = Callable[[str], bytes]
 LIMIT = 2000
@@ -68,3 +72,25 @@ def test_silence_is_limited_only_within_a_line(alert_of: AlertOf) -> None:
     talk.feed(b"\n")
     assert talk.patience() == math.inf
     talk.close()
+
+
+@pytest.mark.parametrize(
+    ("talk", "text"),
+    [
+        (LineTalk(LIMIT, SLOW), b"garbage\n"),
+        (HttpTalk(Limits()), b"POST / HTTP/1.1\r\nContent-Length: 7\r\n\r\ngarbage"),
+        (HttpTalk(Limits()), b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n8\r\ngarbage\n\r\n0\r\n\r\n"),
+    ],
+    ids=["lines", "http", "stream"],
+)
+def test_a_refusal_needs_no_collector_to_be_let_go(talk: Talk, text: bytes) -> None:
+    gc.disable()  # the agent's looks seldom: what only it can free is a flood's to pile up
+    try:
+        haul = talk.feed(text)
+        refusal = weakref.ref(haul.faults[0])
+        talk.end()
+        talk.close()
+        del haul
+        assert refusal() is None
+    finally:
+        gc.enable()

@@ -33,17 +33,29 @@ IN_A_POD = [
     f"/docker/{OTHER}/kubelet/kubepods/burstable/pod{POD}/{ID}",
     f"/system.slice/docker-{OTHER}.scope/kubelet.slice/kubelet-kubepods.slice/"
     f"kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod{POD_}.slice/cri-containerd-{ID}.scope",
+    # kind with Podman, with CRI-O inside, and rootless; minikube's Docker driver; k3d.
+    f"/machine.slice/libpod-{OTHER}.scope/container/kubelet.slice/kubelet-kubepods.slice/"
+    f"kubelet-kubepods-pod{POD_}.slice/crio-{ID}.scope/container",
+    f"/user.slice/user-1000.slice/user@1000.service/user.slice/docker-{OTHER}.scope/kubelet/kubepods/pod{POD}/{ID}",
+    f"/docker/{OTHER}/kubepods/besteffort/pod{POD}/{ID}",
+    f"/system.slice/docker-{OTHER}.scope/kubepods/burstable/pod{POD}/{ID}",
+    # Seen from inside such a node's cgroup namespace: its own id is hidden.
+    f"/kubelet/kubepods/burstable/pod{POD}/{ID}",
+    f"/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{POD_}.slice/cri-containerd-{ID}.scope",
     f"/stoop-node1-4711/kubepods/burstable/pod{POD}/{ID}",
     # From a cgroup namespace beside it.
     f"/../../pod{POD}/{ID}",
     f"/../../../burstable/pod{POD}/{ID}",
     f"/../../kubepods-besteffort-pod{POD_}.slice/cri-containerd-{ID}.scope",
+    f"/../../../kubepods-pod{POD_}.slice/crio-{ID}.scope/container",
     # What the container made below its own cgroup.
     f"/kubepods/burstable/pod{POD}/{ID}/docker/{OTHER}",
     f"/kubepods/burstable/pod{POD}/{ID}/{OTHER}",
     f"/kubepods/burstable/pod{POD}/{ID}/kubepods/pod{OTHER_POD}/{OTHER}",
     f"{SLICE}/cri-containerd-{ID}.scope/system.slice/docker-{OTHER}.scope",
     f"/kubepods/burstable/pod{POD}/{ID} (deleted)",
+    f"/kubepods/burstable/pod{POD}/{ID}/init.scope",
+    f"{SLICE}/cri-containerd-{ID}.scope/pod{OTHER_POD}/cri-containerd-{OTHER}.scope",
 ]
 
 IN_NO_POD = [
@@ -62,6 +74,9 @@ IN_NO_POD = [
     f"/docker/{ID}/docker/{OTHER}",
     f"/docker/{ID}/{OTHER}",
     f"/docker/buildkit/{ID}",
+    f"/user.slice/user-1000.slice/user@1000.service/app.slice/docker-{ID}.scope",
+    f"/user.slice/user-1000.slice/user@1000.service/libpod_parent/libpod-{ID}/container",
+    f"/machine.slice/libpod-{ID}.scope/container/system.slice/docker-{OTHER}.scope",
 ]
 
 IN_NONE = [
@@ -79,6 +94,10 @@ IN_NONE = [
     f"/system.slice/var-lib-docker-containers-{ID}-mounts-shm.mount",
     "/process_api/60c8c996790e5d6c1c64caa31e39bc9b",
     f"/machine.slice/libpod-conmon-{ID}.scope",
+    f"/system.slice/crio-conmon-{ID}.scope",
+    f"/kubepods.slice/kubepods-pod{POD}.slic/{ID[:60]}",
+    f"/system.slice/docker-{ID}.scope.d",
+    f"/{ID} ",
 ]
 
 

@@ -14,7 +14,7 @@ import trio.testing
 
 from agent.node.host import LinuxHost
 from stoop.errors import TargetGone, TargetRefused
-from stoop.spec import ContainerFacts, HeldProcess, NodeHost
+from stoop.node import ContainerFacts, HeldProcess, NodeHost
 from stoop.testing import NOW_NS, FakeHost
 from tests.real.conftest import Box, Process, await_that, comm, v2_mount
 
@@ -316,6 +316,37 @@ def test_a_container_is_found_by_the_beginning_of_its_id(world: World) -> None:
 def test_a_container_that_is_not_there_is_gone(world: World) -> None:
     with pytest.raises(TargetGone):
         world.host.find_container("0123456789ab" + "f" * 52)
+
+
+@every_host_with_containers
+def test_whose_container_it_is_is_never_an_error(world: World) -> None:
+    container, pid = found(world)
+    for pod_uid in (container.pod_uid, "", "8c0e1c3e-5f1d-4a53-9b4f-0d6f6f0b1e77"):
+        pod = world.host.pod_of(container.container_id, pod_uid)
+        assert (pod.container_id, pod.uid.value) == (container.container_id, pod_uid)
+        assert pod.namespace.value == pod.name.value == pod.sandbox_id == ""
+        assert pod.in_pod is (True if pod_uid else None)
+        assert pod.why
+    world.end(pid)
+    assert world.host.pod_of(container.container_id, container.pod_uid).name.value == ""
+    assert world.host.pod_of("f" * 64, "").in_pod is None
+
+
+@every_host_with_containers
+def test_the_namespaces_of_a_container_are_those_of_its_first_process(world: World) -> None:
+    container, pid = found(world)
+    with_process = world.host.hold(pid)
+    facts = world.host.namespaces_of(container, with_process.facts)
+    assert (facts.init_pid, facts.holder_pid, facts.sandbox_id) == (pid, pid, "")
+    assert facts.mnt == with_process.facts.mnt_ns
+    assert facts.pod_net == facts.net != 0
+    assert facts.elsewhere == ()
+    assert container.container_id not in facts.shared_with  # others on the machine may share its network
+    assert facts.host_net
+    with_process.close()
+    world.end(pid)
+    with pytest.raises(TargetGone):
+        world.host.namespaces_of(container)
 
 
 @every_host_with_containers

@@ -13,7 +13,9 @@ import yaml
 import stoop.notifiers
 from stoop.catalogue import CATALOGUE
 from stoop.notifiers import NOTIFIERS
-from stoop.spec import NotifierSpec
+from stoop.spec import (
+    NotifierSpec,
+)
 
 REQUIRED = object()
 

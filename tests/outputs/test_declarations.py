@@ -14,7 +14,9 @@ import stoop.outputs
 from stoop.catalogue import CATALOGUE
 from stoop.outputs import OUTPUTS
 from stoop.rules import load
-from stoop.spec import OutputSpec
+from stoop.spec import (
+    OutputSpec,
+)
 
 # Name, required parameters, further ones (all text, empty by default). From Falco Talon's own list.
 TALON = {

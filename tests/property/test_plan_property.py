@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stoop.rules import ActionForm, MatchForm, RuleForm
-from stoop.spec import Action, ActionSpec, Outcome, Reach, Scope, TargetKind, Verdict
+from stoop.spec import (
+    Action,
+    ActionSpec,
+    Outcome,
+    Reach,
+    Scope,
+    TargetKind,
+    Verdict,
+)
 from stoop.testing import Workbench, alert_of
 
 DONE, FAILED = "test:done", "test:failed"

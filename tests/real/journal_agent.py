@@ -17,7 +17,9 @@ import msgspec
 
 from stoop.journal import Intent, Journal
 from stoop.record import Record, Timing
-from stoop.spec import Verdict
+from stoop.spec import (
+    Verdict,
+)
 
 
 def warn(event: str, **fields: object) -> None:

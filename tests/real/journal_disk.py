@@ -14,7 +14,9 @@ from stoop.history import read
 from stoop.journal import Intent, Journal
 from stoop.record import Record, Timing
 from stoop.ring import FILE_BYTES
-from stoop.spec import Verdict
+from stoop.spec import (
+    Verdict,
+)
 
 PATIENCE_S = 15.0
 FAILED = "the journal can't be written: acts go on, their records wait"

@@ -17,7 +17,13 @@ from agent.node.host import LinuxHost
 from agent.node.procfs import Procfs
 from stoop.actions.container import kill
 from stoop.errors import TargetGone, TargetRefused
-from stoop.spec import ActContext, Begun, ContainerFacts, Outcome, ProcessFacts, Verdict
+from stoop.node import ContainerFacts, ProcessFacts
+from stoop.spec import (
+    ActContext,
+    Begun,
+    Outcome,
+    Verdict,
+)
 from tests.real.conftest import (
     CGROUP_ROOT,
     PATIENCE_S,
@@ -51,7 +57,14 @@ def context(host: LinuxHost, container: ContainerFacts | None, protected: str = 
     def protects(facts: ProcessFacts) -> str:
         return protected
 
-    return ActContext(host=host, params=None, process=None, container=container, protects=protects)
+    return ActContext(
+        host=host,
+        params=None,
+        process=None,
+        container=container,
+        protects=protects,
+        protects_container=lambda container: "",
+    )
 
 
 async def done(ctx: ActContext) -> Outcome:
@@ -153,6 +166,7 @@ async def test_without_cgroup_kill(kind: str, paused: bool, spawn: Spawn, make_b
     containers.kill(container)
     with trio.fail_after(PATIENCE_S):
         await containers.wait_empty(container)
+    containers.index.close()
     assert not box.pids()
     assert not box.is_frozen()
 
@@ -272,12 +286,15 @@ async def test_a_container_can_t_hide_others_by_making_very_many_cgroups(
     host: LinuxHost, make_box: MakeBox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cgroup, "MAX_INSIDE", 5)
-    liar, victim = make_box("v2"), make_box("v2")
-    assert liar.v2 is not None
-    for number in range(3):
-        (liar.v2 / f"a{number}" / "b" / "c" / "d").mkdir(parents=True)
-    looked_at = [path for path, _ in cgroup._walk(host._containers._cgroups.v2) if liar.container_id in path]
-    assert len(looked_at) < 12
+    of_a_pod, victim = make_box("v2"), make_box("v2")
+    liar = make_box("v2", f"docker/{'d0' * 32}")  # in no pod: it may be a node of its own
+    for box in (of_a_pod, liar):
+        assert box.v2 is not None
+        for number in range(3):
+            (box.v2 / f"a{number}" / "b" / "c" / "d").mkdir(parents=True)
+    looked_at = [path for path, _ in cgroup.walk(host._containers._cgroups.v2)]
+    assert len([path for path in looked_at if "d0" * 32 in path]) < 12
+    assert len([path for path in looked_at if of_a_pod.container_id in path]) == 1
     assert host.find_container(victim.container_id[:12]).container_id == victim.container_id
 
 
@@ -326,8 +343,9 @@ def test_what_is_no_id(host: LinuxHost, wrong: str) -> None:
         host.find_container(wrong)
 
 
-def test_a_machine_without_cgroups(tmp_path: Path) -> None:
+def test_a_machine_without_cgroups(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     host = LinuxHost(cgroup_root=str(tmp_path))
+    request.addfinalizer(host.close)
     with pytest.raises(TargetGone):
         host.find_container("f" * 64)
     nothing = ContainerFacts("f" * 64, "", host.boot_id, "", "", os.getpid(), ())

@@ -14,7 +14,13 @@ import trio
 from agent.node.host import LinuxHost
 from stoop.actions.process import kill
 from stoop.actions.process.group import MAX_GROUP
-from stoop.spec import ActContext, Begun, HeldProcess, Outcome, ProcessFacts, Verdict
+from stoop.node import HeldProcess, ProcessFacts
+from stoop.spec import (
+    ActContext,
+    Begun,
+    Outcome,
+    Verdict,
+)
 from tests.real.conftest import (
     PATIENCE_S,
     MakeBox,
@@ -58,7 +64,12 @@ def context(
     host: LinuxHost, process: HeldProcess | None, protects: Callable[..., str] = nobody, **given: Any
 ) -> ActContext:
     return ActContext(
-        host=host, params=kill.KillParameters(**given), process=process, container=None, protects=protects
+        host=host,
+        params=kill.KillParameters(**given),
+        process=process,
+        container=None,
+        protects=protects,
+        protects_container=lambda container: "",
     )
 
 

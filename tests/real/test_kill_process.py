@@ -18,7 +18,13 @@ import trio
 from agent.node.host import LinuxHost
 from stoop.actions.process import kill
 from stoop.errors import TargetGone
-from stoop.spec import ActContext, Begun, HeldProcess, Outcome, ProcessFacts, Verdict
+from stoop.node import HeldProcess, ProcessFacts
+from stoop.spec import (
+    ActContext,
+    Begun,
+    Outcome,
+    Verdict,
+)
 from tests.real.conftest import (
     PATIENCE_S,
     SYS_EXIT,
@@ -43,7 +49,12 @@ def context(
     host: LinuxHost, process: HeldProcess | None, protects: Callable[..., str] = nobody, **given: Any
 ) -> ActContext:
     return ActContext(
-        host=host, params=kill.KillParameters(**given), process=process, container=None, protects=protects
+        host=host,
+        params=kill.KillParameters(**given),
+        process=process,
+        container=None,
+        protects=protects,
+        protects_container=lambda container: "",
     )
 
 
@@ -153,10 +164,13 @@ async def test_without_cap_kill_it_fails_and_says_what_is_needed(spawn: Spawn) -
 import sys
 from agent.node.host import LinuxHost
 from stoop.actions.process import kill
-from stoop.spec import ActContext
+from stoop.spec import (ActContext,)
 host = LinuxHost()
 held = host.hold({victim.pid})
-ctx = ActContext(host=host, params=kill.KillParameters(), process=held, container=None, protects=lambda facts: "")
+nobody = lambda facts: ""
+ctx = ActContext(
+    host=host, params=kill.KillParameters(), process=held, container=None, protects=nobody, protects_container=nobody
+)
 print(held.facts.uid, getattr(kill.begin(ctx), "reason", "begun"))
 """
 

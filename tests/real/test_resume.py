@@ -14,7 +14,9 @@ import pytest
 from agent.node.host import LinuxHost
 from agent.resume import resume
 from stoop.record import Record, Timing
-from stoop.spec import Verdict
+from stoop.spec import (
+    Verdict,
+)
 
 pytestmark = pytest.mark.real
 

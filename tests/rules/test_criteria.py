@@ -47,7 +47,7 @@ def test_tags(tag: str) -> None:
     assert is_tag(tag)
 
 
-@pytest.mark.parametrize("tag", ["", "a_", "a.", "a-", "_", "a:b", "a+b", "*", "a\tb", "a\n", "é"])
+@pytest.mark.parametrize("tag", ["", "a_", "a.", "a-", "_", "a:b", "a+b", "*", "a\tb", "a\n", "é", "İ", "ı"])
 def test_what_is_no_tag(tag: str) -> None:
     assert not is_tag(tag)
 
@@ -99,7 +99,7 @@ def test_conditions(piece: str, condition: Condition) -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["", "a", "a b=c", "a =b", " a=b", "a>=1", "a!b", "!a=b", "a!!=b", "é=x", '"a=b"', "a\n=b"]
+    "piece", ["", "a", "a b=c", "a =b", " a=b", "a>=1", "a!b", "!a=b", "a!!=b", "é=x", "İ=x", "ı=x", '"a=b"', "a\n=b"]
 )
 def test_what_is_no_condition(piece: str) -> None:
     assert condition_of(piece) is None

@@ -111,6 +111,10 @@ def test_files_without_rules(load_text: LoadText, text: str) -> None:
     assert load_text(text).rules == ()
 
 
+def test_a_question_mark_in_a_flow_text(load_text: LoadText) -> None:
+    assert load_text("- rule: R\n  match: {rules: [What is it?x]}\n" + CORDON).rules[0].match.rules == ("What is it?x",)
+
+
 # ---------------------------------------------------------------- problems
 
 
@@ -281,6 +285,12 @@ def test_problems_and_warnings_are_bounded(problems_of: ProblemsOf, load_text: L
         ("- rule: R\n  enabled: false\n" + CORDON, "unknown-key", (2, 3), "dry_run"),
         ("- rule: R\n  actions: [{action: a, actionner: kubernetes:cordon, contexts: [aws]}]\n", "unknown-key",
          (2, 55), "additional_contexts"),
+        ("- rule: R\n  tags: [a]\n" + CORDON, "unknown-key", (2, 3), "it belongs under match"),
+        ("- rule: R\n  actions: [{action: a, actionner: kubernetes:cordon, dry_run: true}]\n", "unknown-key",
+         (2, 55), "it is a key of the rule"),
+        ("- rule: R\n  ignore_errors: true\n" + CORDON, "unknown-key", (2, 3), "it is a key of an action"),
+        ("- rule: R\n  actions: [{action: a, actionner: kubernetes:log, target: aws:s3}]\n", "unknown-key",
+         (2, 52), "it belongs under output"),
         ("- Rule: R\n", "nameless", (1, 3), "write rule for Rule"),
         ("- rule: ''\n", "nameless", (1, 3), "give it a name"),
         ("- rule: R\n" + CORDON + "---\n- rule: S\n" + CORDON, "documents", (0, 0), "one file each"),
@@ -322,7 +332,13 @@ def test_destroying_on_every_alert_must_be_said(problems_of: ProblemsOf, load_te
 def test_the_misspelt_key_is_named(problems_of: ProblemsOf) -> None:
     (problem,) = problems_of("- rule: R\n  matches: {rules: [F]}\n" + TERMINATE)
     assert (problem.line, problem.column) == (2, 3)
-    assert "did you mean match?" in problem.hint
+    assert "did you mean match? if not, give it a match" in problem.hint
+
+
+def test_a_criterion_in_the_wrong_place_is_named(problems_of: ProblemsOf) -> None:
+    (problem,) = problems_of("- rule: R\n  rules: [F]\n" + TERMINATE)
+    assert (problem.line, problem.column) == (2, 3)
+    assert problem.hint.startswith("it belongs under match; if not, give it a match")
 
 
 def test_a_criterion_that_is_wrong_does_not_count_as_everything(problems_of: ProblemsOf) -> None:

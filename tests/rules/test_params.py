@@ -12,7 +12,11 @@ from msgspec import Meta, field
 from stoop.rules import ParametersWrong, check_parameters, typed_parameters
 from stoop.rules.params import find_unknown, parameter_names
 from stoop.rules.scalars import Timestamp
-from stoop.spec import NotifierSpec, ParameterFault, Parameters
+from stoop.spec import (
+    NotifierSpec,
+    ParameterFault,
+    Parameters,
+)
 
 
 class Sample(Parameters, frozen=True):
@@ -160,12 +164,21 @@ def test_constraints_and_own_checks_are_told_together() -> None:
 
 
 def test_wrong_types_are_told_before_everything_else() -> None:
-    assert faults({"count": "x", "flag": 1, "low": 10}) == [("param-type", "count"), ("param-type", "flag")]
+    assert faults({"count": "x", "low": 10, "flag": 1}) == [
+        ("param-type", "count"),
+        ("param-type", "flag"),
+        ("param-required", "text"),
+        ("param-value", "low"),
+    ]
+
+
+def test_a_wrong_type_is_not_called_missing_too() -> None:
+    assert faults({"text": 1, "count": 13}) == [("param-type", "text"), ("param-value", "count")]
 
 
 def test_the_error_names_every_fault() -> None:
     with pytest.raises(
         ParametersWrong, match=r"sample: count must be a whole number.*; flag must be true or false"
     ) as caught:
-        typed_parameters(SPEC, {"count": "x", "flag": 1})
+        typed_parameters(SPEC, {"text": "t", "count": "x", "flag": 1})
     assert len(caught.value.faults) == 2

@@ -100,7 +100,9 @@ def test_bytes_that_are_no_text(parser: Any) -> None:
     problem = problem_of(b"- a\n- \xff\n", parser)
     assert (problem.code, problem.line) == ("yaml-syntax", 2)
     assert "UTF-8" in problem.hint
-    assert problem_of(b"- a\x01b\n", parser).code == "yaml-syntax"
+    problem = problem_of("- é\r\n- b\x01\n".encode(), parser)
+    assert (problem.code, problem.line, problem.column) == ("yaml-syntax", 2, 4)
+    assert problem.message == r"not YAML: the character '\x01' is not allowed"
 
 
 @parsers

@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from stoop.catalogue import CATALOGUE, build
-from stoop.spec import Spec
+from stoop.spec import (
+    Spec,
+)
 from tools import generate, reference, rules_schema
 
 SCHEMA = rules_schema.schema(CATALOGUE)
@@ -95,8 +97,13 @@ def test_two_generators_may_not_make_one_file() -> None:
 
 def test_the_pages_hold_every_entry_and_every_parameter() -> None:
     pages = reference.pages(CATALOGUE)
+    for acting in (action.spec for action in CATALOGUE.actions.values()):
+        page = pages[f"docs/reference/{reference.action_path(acting.name)}"]
+        assert page.startswith(f"# {acting.name}\n")
+        assert acting.description in page
+        assert acting.example in page
+        assert all(f"| `{parameter}` |" in page for parameter in acting.parameters.__struct_encode_fields__)
     parts: dict[str, list[Spec]] = {
-        "actions": [action.spec for action in CATALOGUE.actions.values()],
         "outputs": list(CATALOGUE.outputs.values()),
         "notifiers": list(CATALOGUE.notifiers.values()),
     }
@@ -111,15 +118,16 @@ def test_the_pages_hold_every_entry_and_every_parameter() -> None:
 
 
 def test_the_links_of_the_overview_lead_somewhere() -> None:
-    page = reference.pages(CATALOGUE)["docs/reference/actions.md"]
-    anchors = {re.sub(r"[^\w\- ]", "", head).lower() for head in re.findall(r"^## (.+)$", page, re.MULTILINE)}
-    assert set(re.findall(r"\]\(#([^)]+)\)", page)) == anchors
+    pages = reference.pages(CATALOGUE)
+    linked = set(re.findall(r"\]\(([^)]+)\)", pages["docs/reference/actions.md"]))
+    assert {f"docs/reference/{link}" for link in linked} == {path for path in pages if "/actions/" in path}
+    assert len(linked) == len(CATALOGUE.actions)
 
 
 def test_a_page_says_whether_this_version_acts() -> None:
     page = reference.pages(CATALOGUE)["docs/reference/actions.md"]
-    assert "| [kubernetes:terminate](#kubernetesterminate) | declared only |" in page
-    assert "| [process:kill](#processkill) | yes |" in page
+    assert "| [kubernetes:terminate](actions/kubernetes-terminate.md) | declared only |" in page
+    assert "| [process:kill](actions/process-kill.md) | yes |" in page
 
 
 def test_the_schema_is_json_and_refers_only_to_what_it_holds() -> None:

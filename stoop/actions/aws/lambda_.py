@@ -11,7 +11,15 @@ from typing import Annotated
 from msgspec import Meta
 
 from stoop import values
-from stoop.spec import Action, ActionSpec, ParameterFault, Parameters, Reach, Scope, TargetKind
+from stoop.spec import (
+    Action,
+    ActionSpec,
+    ParameterFault,
+    Parameters,
+    Reach,
+    Scope,
+    TargetKind,
+)
 
 INVOCATION_TYPES = ("RequestResponse", "Event", "DryRun")
 

@@ -9,7 +9,16 @@ from msgspec import Meta, field
 
 from stoop import values
 from stoop.actions.pods import POD_NEEDS, READ_POD, READ_WORKLOAD, REMOTE_ADDRESS_NEEDS
-from stoop.spec import Action, ActionSpec, ClusterRight, ParameterFault, Parameters, Reach, Scope, TargetKind
+from stoop.spec import (
+    Action,
+    ActionSpec,
+    ClusterRight,
+    ParameterFault,
+    Parameters,
+    Reach,
+    Scope,
+    TargetKind,
+)
 
 _VERBS = ("create", "delete", "get", "update")  # `delete` takes the policy back when its time is over
 

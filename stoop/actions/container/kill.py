@@ -13,17 +13,15 @@ from typing import Any
 
 import trio
 
+from stoop.actions.container.init import hold_init
 from stoop.errors import ActFailed, TargetGone, TargetRefused
+from stoop.node import ContainerFacts, HeldProcess, NodeHost, ProcessFacts
 from stoop.spec import (
     ActContext,
     Action,
     ActionSpec,
     Begun,
-    ContainerFacts,
-    HeldProcess,
-    NodeHost,
     Outcome,
-    ProcessFacts,
     Reach,
     Scope,
     TargetKind,
@@ -80,7 +78,7 @@ def begin_whole(host: NodeHost, protects: Callable[[ProcessFacts], str], contain
         return Outcome(Verdict.SKIPPED, "no process is left in the container")
     held = HeldContainer(container, None)
     try:
-        held.init = _hold_init(host, container)
+        held.init = hold_init(host, container)
         reason = protects(held.init.facts) if held.init is not None else ""
         if reason:
             held.close()
@@ -99,18 +97,6 @@ def begin_whole(host: NodeHost, protects: Callable[[ProcessFacts], str], contain
         return Outcome(Verdict.FAILED, error.reason)
     details: dict[str, Any] = {"container_id": container.container_id, "count": len(container.members)}
     return Begun((held,), details)
-
-
-def _hold_init(host: NodeHost, container: ContainerFacts) -> HeldProcess | None:
-    """The container's init, held; None when it has gone, or its number means another process by now."""
-    try:
-        init = host.hold(container.init_pid)
-    except TargetGone:
-        return None
-    if init.facts.container_id == container.container_id:
-        return init
-    init.close()
-    return None
 
 
 async def verify_whole(host: NodeHost, begun: Begun) -> Outcome:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stoop.config_values import parse_duration, parse_size
 from stoop.spec import ParameterFault
+from stoop.units import parse_duration, parse_size
 
 
 def duration(name: str, value: str, most_ns: int, most: str) -> Iterator[ParameterFault]:

@@ -9,8 +9,8 @@ from msgspec import Meta, field
 
 from stoop import values
 from stoop.actions.evidence.bounds import size
-from stoop.config_values import parse_size
 from stoop.spec import ActionSpec, OutputUse, ParameterFault, Parameters, Reach, Scope, TargetKind
+from stoop.units import parse_size
 
 REGIONS = ("unbacked", "heap", "stack", "data", "anonymous", "shared", "code", "file")
 """Kinds of regions (`agent.work.memory.KINDS` has the same, and says what each is)."""

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from stoop.actions.evidence.bounds import duration, size
-from stoop.config_values import parse_duration, parse_size
 from stoop.spec import ActionSpec, OutputUse, ParameterFault, Parameters, Reach, Scope, TargetKind
+from stoop.units import parse_duration, parse_size
 
 MAX_FREEZE_NS = 5 * 10**9
 """Longer, and a liveness probe (10 s by default, three times) may come to see it."""

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from stoop.actions.pods import POD_NEEDS, READ_POD
-from stoop.spec import Action, ActionSpec, ClusterRight, Reach, Scope, TargetKind
+from stoop.spec import (
+    Action,
+    ActionSpec,
+    ClusterRight,
+    Reach,
+    Scope,
+    TargetKind,
+)
 
 SPEC = ActionSpec(
     name="kubernetes:cordon",

@@ -6,7 +6,14 @@ so it is read first and spared if it was created after the event.
 
 from __future__ import annotations
 
-from stoop.spec import Action, ActionSpec, ClusterRight, Reach, Scope, TargetKind
+from stoop.spec import (
+    Action,
+    ActionSpec,
+    ClusterRight,
+    Reach,
+    Scope,
+    TargetKind,
+)
 
 _VERBS = ("delete", "get")
 

@@ -13,7 +13,15 @@ from msgspec import Meta
 
 from stoop import values
 from stoop.actions.pods import EXEC_IN_POD, POD_NEEDS, READ_POD
-from stoop.spec import Action, ActionSpec, ParameterFault, Parameters, Reach, Scope, TargetKind
+from stoop.spec import (
+    Action,
+    ActionSpec,
+    ParameterFault,
+    Parameters,
+    Reach,
+    Scope,
+    TargetKind,
+)
 
 
 class ExecParameters(Parameters, frozen=True):

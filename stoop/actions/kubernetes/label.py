@@ -9,7 +9,16 @@ from msgspec import Meta
 
 from stoop import values
 from stoop.actions.pods import POD_NEEDS
-from stoop.spec import Action, ActionSpec, ClusterRight, ParameterFault, Parameters, Reach, Scope, TargetKind
+from stoop.spec import (
+    Action,
+    ActionSpec,
+    ClusterRight,
+    ParameterFault,
+    Parameters,
+    Reach,
+    Scope,
+    TargetKind,
+)
 
 
 class LabelParameters(Parameters, frozen=True):

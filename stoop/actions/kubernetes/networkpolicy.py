@@ -9,7 +9,16 @@ from msgspec import Meta, field
 
 from stoop import values
 from stoop.actions.pods import POD_NEEDS, READ_POD, READ_WORKLOAD
-from stoop.spec import Action, ActionSpec, ClusterRight, ParameterFault, Parameters, Reach, Scope, TargetKind
+from stoop.spec import (
+    Action,
+    ActionSpec,
+    ClusterRight,
+    ParameterFault,
+    Parameters,
+    Reach,
+    Scope,
+    TargetKind,
+)
 
 
 class NetworkPolicyParameters(Parameters, frozen=True):

@@ -11,7 +11,15 @@ from typing import Annotated
 from msgspec import Meta
 
 from stoop.actions.pods import EXEC_IN_POD, POD_NEEDS, READ_POD
-from stoop.spec import Action, ActionSpec, ParameterFault, Parameters, Reach, Scope, TargetKind
+from stoop.spec import (
+    Action,
+    ActionSpec,
+    ParameterFault,
+    Parameters,
+    Reach,
+    Scope,
+    TargetKind,
+)
 
 
 class ScriptParameters(Parameters, frozen=True):

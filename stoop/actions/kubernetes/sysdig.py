@@ -12,7 +12,17 @@ from msgspec import Meta
 
 from stoop import values
 from stoop.actions.pods import EXEC_IN_POD, POD_NEEDS
-from stoop.spec import Action, ActionSpec, ClusterRight, OutputUse, ParameterFault, Parameters, Reach, Scope, TargetKind
+from stoop.spec import (
+    Action,
+    ActionSpec,
+    ClusterRight,
+    OutputUse,
+    ParameterFault,
+    Parameters,
+    Reach,
+    Scope,
+    TargetKind,
+)
 
 MIN_DURATION, MAX_DURATION = 1, 30  # seconds; the Job that captures lives for a minute, start included
 MIN_BUFFER = 128  # bytes of each call's data

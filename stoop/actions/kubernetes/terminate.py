@@ -12,7 +12,16 @@ from msgspec import Meta
 
 from stoop import values
 from stoop.actions.pods import POD_NEEDS, READ_REPLICASET
-from stoop.spec import Action, ActionSpec, ClusterRight, ParameterFault, Parameters, Reach, Scope, TargetKind
+from stoop.spec import (
+    Action,
+    ActionSpec,
+    ClusterRight,
+    ParameterFault,
+    Parameters,
+    Reach,
+    Scope,
+    TargetKind,
+)
 
 
 class TerminateParameters(Parameters, frozen=True):

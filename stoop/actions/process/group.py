@@ -16,7 +16,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from stoop.errors import ActFailed, TargetError, TargetGone
-from stoop.spec import ActContext, ContainerFacts, HeldProcess, NodeHost, ProcessFacts
+from stoop.node import ContainerFacts, HeldProcess, NodeHost, ProcessFacts
+from stoop.spec import (
+    ActContext,
+)
 
 MAX_GROUP = 512
 """Processes signalled by one act. Each costs some 100 µs and a file descriptor; more of them are `scope: container`."""
@@ -73,6 +76,11 @@ class Group:
     def extra(self) -> tuple[HeldProcess, ...]:
         """What is held beside the root."""
         return tuple(held for held in self.members.values() if held is not self.root)
+
+    @property
+    def stopped(self) -> tuple[HeldProcess, ...]:
+        """Those that were stopped here: they ran before."""
+        return tuple(self._stopped.values())
 
     @property
     def full(self) -> bool:
@@ -155,3 +163,17 @@ class Group:
         """Let go of all but the root."""
         for held in self.extra:
             held.close()
+
+
+def descendants_of(host: NodeHost, group: Group) -> list[int]:
+    """Descendants of the root, and of those that lost their parent while we looked."""
+    found: dict[int, None] = {}
+    for pid in group.members:
+        if pid not in found:
+            found |= dict.fromkeys(host.descendants(pid))
+    return list(found)
+
+
+def belongs_to_tree(facts: ProcessFacts, group: Group) -> bool:
+    """Whether its parent is one of the group."""
+    return facts.ppid in group.members

@@ -10,23 +10,21 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
+import trio
 from msgspec import Meta
 
 from stoop.actions.container.kill import HeldContainer, begin_whole, overdue_whole, verify_whole
-from stoop.actions.process.group import MAX_GROUP, Group, frozen
+from stoop.actions.process.group import MAX_GROUP, Group, belongs_to_tree, descendants_of, frozen
 from stoop.errors import ActFailed, TargetError, TargetGone
+from stoop.node import ContainerFacts, HeldProcess, ProcessFacts
 from stoop.spec import (
     ActContext,
     Action,
     ActionSpec,
     Begun,
-    ContainerFacts,
-    HeldProcess,
-    NodeHost,
     Outcome,
     ParameterFault,
     Parameters,
-    ProcessFacts,
     Reach,
     Scope,
     TargetKind,
@@ -35,6 +33,12 @@ from stoop.spec import (
 
 SIGNAL_MAX = 64
 """The largest signal number (signal(7): SIGRTMAX)."""
+
+FROZEN_SECONDS = 0.02
+"""One that has not ended by then may be frozen; usually it ends within 1 ms."""
+
+THAWED_SECONDS = 0.1
+"""How long a container is thawed at most so that one in it can die; usually some ms."""
 
 MAX_PIDS_TOLD = 64
 """Pids that a record names; the count tells of all."""
@@ -99,8 +103,9 @@ SPEC = ActionSpec(
     sources=("syscall",),
     needs=(("proc.pid",),),
     destroys=True,
-    # A process dies once: the second time it has exited already.
+    # A process dies once: the second time it has exited already. Every other signal it may count.
     idempotent=True,
+    idempotent_with=lambda params: signal_number(params.signal) == signal.SIGKILL,
     node_rights=("CAP_KILL", "CAP_SYS_PTRACE"),
     example="""\
 - action: Kill the process
@@ -152,6 +157,9 @@ def _container(ctx: ActContext, process: HeldProcess, signo: int) -> Outcome | B
     container = _find(ctx, process.facts)
     if container is None:
         return Outcome(Verdict.REFUSED, "it is in no container")
+    reason = ctx.protects_container(container)
+    if reason:
+        return Outcome(Verdict.REFUSED, reason)
     if signo != signal.SIGKILL:
         return _gathered(ctx, process, signo, container)
     begun = begin_whole(ctx.host, ctx.protects, container)
@@ -174,7 +182,7 @@ def _several(ctx: ActContext, process: HeldProcess, signo: int) -> Outcome | Beg
 
 def _gathered(ctx: ActContext, process: HeldProcess, signo: int, container: ContainerFacts | None) -> Outcome | Begun:
     """Gather them, signal each, and keep hold of those whose end is to be seen."""
-    belongs = _belongs_to_tree if ctx.params.scope == "tree" else _is_in_container
+    belongs = belongs_to_tree if ctx.params.scope == "tree" else _is_in_container
     group = Group(ctx, process, belongs, resumes=signo != signal.SIGKILL)
     begun: Begun | None = None
     count = 0
@@ -203,20 +211,7 @@ def _scan(ctx: ActContext, container: ContainerFacts | None) -> Callable[[Group]
         return lambda group: host.session_entry(group.root.facts)[1]
     if container is not None and ctx.params.scope == "container":
         return lambda group: host.container_members(container)
-    return lambda group: _tree(host, group)
-
-
-def _tree(host: NodeHost, group: Group) -> list[int]:
-    """Descendants of the root, and of those that lost their parent while we looked."""
-    found: dict[int, None] = {}
-    for pid in group.members:
-        if pid not in found:
-            found |= dict.fromkeys(host.descendants(pid))
-    return list(found)
-
-
-def _belongs_to_tree(facts: ProcessFacts, group: Group) -> bool:
-    return facts.ppid in group.members
+    return lambda group: descendants_of(host, group)
 
 
 def _is_in_container(facts: ProcessFacts, group: Group) -> bool:
@@ -262,11 +257,30 @@ async def verify(ctx: ActContext, begun: Begun) -> Outcome:
     if _is_whole(begun):
         return await verify_whole(ctx.host, begun)
     for held in _watched(ctx, begun):
-        await held.wait_exited()
+        with trio.move_on_after(FROZEN_SECONDS):
+            await held.wait_exited()
+        if not held.has_exited():
+            await _let_die(ctx, held)
     for held in begun.held:
         held.close()
     incomplete = begun.details.get("incomplete", "")
     return Outcome(Verdict.FAILED if incomplete else Verdict.DONE, incomplete, begun.details)
+
+
+async def _let_die(ctx: ActContext, held: HeldProcess) -> None:
+    """Wait until it has ended. In a container that v1's freezer holds, it is thawed for that, and frozen again."""
+    container = _find(ctx, held.facts)
+    thawed = container is not None and ctx.host.holds_signals(container) and ctx.host.freeze(container, False)
+    if not thawed:
+        await held.wait_exited()
+        return
+    assert container is not None
+    try:
+        with trio.move_on_after(THAWED_SECONDS):
+            await held.wait_exited()
+    finally:
+        ctx.host.freeze(container, True)
+    await held.wait_exited()
 
 
 def overdue(ctx: ActContext, begun: Begun) -> Outcome:

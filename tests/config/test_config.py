@@ -1,85 +1,20 @@
-"""The configuration: sources and their order, every kind of value, every problem at once, Talon's keys."""
+"""The configuration: sources and their order, every problem at once, the reference."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stoop import config, config_load, config_resolve
-from stoop.config import Config, ConfigErrors, FileIntake, HttpIntake, LogFormat, PidNamespace, UnixIntake
-from stoop.config_values import (
-    KINDS,
-    choice,
-    format_duration,
-    format_mode,
-    format_size,
-    parse_address,
-    parse_bool,
-    parse_duration,
-    parse_mode,
-    parse_size,
-    whole_number,
-)
+from stoop.config import Config, ConfigErrors, FileIntake, PidNamespace, UnixIntake
 from stoop.errors import ConfigError
-from stoop.spec import Mode
-
-TALON_FILE = """\
-listen_address: "0.0.0.0"
-listen_port: 2803
-rules_files:
-  - /etc/falco-talon/rules.yaml
-kubeconfig: ""
-log_format: color
-watch_rules: true
-print_all_events: true
-default_notifiers:
-  - k8sevents
-deduplication:
-  leader_election: true
-  time_window_seconds: 7
-otel:
-  traces_enabled: false
-aws:
-  region: eu-west-1
-  secret_key: AKIASECRET
-notifiers:
-  slack:
-    webhook_url: https://hooks.example.com/T000/SECRET
-    icon: https://example.com/icon.png
-"""
-
-
-class Loading:
-    """`load` with a directory for its file, root's defaults and an empty environment unless said otherwise."""
-
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / "stoop.yaml"
-
-    def __call__(
-        self, text: str | bytes | None = None, environ: Mapping[str, str] | None = None, *, is_root: bool = True
-    ) -> Config:
-        if text is not None:
-            self.path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        path = None if text is None else str(self.path)
-        return config.load(path, environ or {}, is_root=is_root, hostname="host-1", uid=1000)
-
-    def problems(self, text: str | bytes, environ: Mapping[str, str] | None = None) -> list[str]:
-        with pytest.raises(ConfigErrors) as caught:
-            self(text, environ)
-        return [str(problem).removeprefix(f"{self.path}:") for problem in caught.value.problems]
-
-    def warnings(self, text: str, environ: Mapping[str, str] | None = None) -> list[str]:
-        return [warning.removeprefix(f"{self.path}:") for warning in self(text, environ).warnings]
-
-
-@pytest.fixture
-def load(tmp_path: Path) -> Loading:
-    return Loading(tmp_path)
+from stoop.spec import (
+    Mode,
+)
+from tests.config.conftest import Loading
 
 
 class TestDefaults:
@@ -262,12 +197,14 @@ class TestProblems:
             ("metrics: {address: here}", "1: metrics.address: 'here' is not an IP address: write 127.0.0.1"),
             ("control: {path: /" + "x" * 107 + "}", "1: control.path: the path is longer than 107 bytes"),
             (b"mode: \xff\xfe", "this is not YAML: "),
+            (b"a\x84", "invalid leading UTF-8 octet in "),
             ("a: " + "[" * 100_000, "this is not YAML: nested more than 32 levels deep"),
         ],
     )
     def test_one_line_each(self, load: Loading, text: str | bytes, problem: str) -> None:
         (found,) = load.problems(text)
         assert problem.strip() in found
+        assert "\n" not in found
 
     def test_a_long_socket_path_matters_only_where_it_is_used(self, load: Loading) -> None:
         long = "/" + "x" * 107
@@ -277,7 +214,14 @@ class TestProblems:
         with pytest.raises(ConfigErrors) as caught:
             load("mode: a\nlog_format: [b]\nguard: {max_targets: -1}")
         assert len(str(caught.value).splitlines()) == 3
+        assert not caught.value.warnings
         assert isinstance(caught.value, ConfigError)
+
+    def test_what_is_odd_is_told_beside_what_is_wrong(self, load: Loading) -> None:
+        with pytest.raises(ConfigErrors) as caught:
+            load("mode: a\nmodus: off")
+        assert "modus" in str(caught.value.warnings)
+        assert "modus" not in str(caught.value)
 
     @given(st.binary(max_size=200))
     def test_any_bytes_are_a_config_or_an_error(self, tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
@@ -322,99 +266,6 @@ class TestWarnings:
         )
 
 
-class TestTalon:
-    def test_its_file_as_it_is(self, load: Loading) -> None:
-        made = load(TALON_FILE)
-        assert made.rules_files == ("/etc/falco-talon/rules.yaml",)
-        assert made.log_format is LogFormat.TEXT
-        assert made.print_all_events
-        assert made.guard.dedup_window_ns == 7 * 10**9
-        assert made.intake.http is None
-        told = [warning.removeprefix(f"{load.path}:") for warning in made.warnings]
-        assert [warning.split(":", 1)[0] for warning in told] == ["1", "9", "12", "15", "17", "21"]
-        assert "write `intake: {http: {address: 127.0.0.1, port: 2803, token_file: FILE}}`" in told[0]
-        assert all("no meaning" in warning for warning in told[1:])
-
-    def test_listen_keys_speak_for_an_http_intake_that_is_on(self, load: Loading) -> None:
-        text = 'listen_address: 10.0.0.1\nlisten_port: "99"\nintake: {http: {token_file: /t}}\n'
-        made = load(text)
-        assert made.intake.http == HttpIntake(address="10.0.0.1", port=99, token_file="/t")
-        assert made.warnings == ()
-        made = load(text, {"STOOP_INTAKE_HTTP_PORT": "7", "LISTEN_PORT": "8"})
-        assert made.intake.http == HttpIntake(address="10.0.0.1", port=7, token_file="/t")
-
-    def test_its_environment(self, load: Loading) -> None:
-        made = load(
-            environ={
-                "LOG_FORMAT": "JSON",
-                "WATCH_RULES": "false",
-                "PRINT_ALL_EVENTS": "true",
-                "DEDUPLICATION_TIME_WINDOW_SECONDS": "0",
-                "RULES_FILES": "/a, /b",
-                "KUBECONFIG": "/home/me/.kube/config",
-                "OTEL_TRACES_ENABLED": "true",
-            }
-        )
-        assert made.log_format is LogFormat.JSON
-        assert not made.watch_rules
-        assert made.print_all_events
-        assert made.guard.dedup_window_ns == 0
-        assert made.rules_files == ("/a", "/b")
-        assert made.warnings == ()
-        (warning,) = load(environ={"LISTEN_PORT": "2803"}).warnings
-        assert warning.startswith("environment: LISTEN_PORT: Talon's listen_address and listen_port open no port here")
-
-    def test_a_log_format_that_talon_takes_for_json(self, load: Loading) -> None:
-        made = load("log_format: fancy")
-        assert made.log_format is LogFormat.JSON
-        assert made.warnings == (
-            f"{load.path}:1: log_format: log format 'fancy' is not known; json is used, as Talon does",
-        )
-
-    def test_our_key_wins(self, load: Loading) -> None:
-        made = load("deduplication: {time_window_seconds: 9}\nguard: {dedup_window: 1m}")
-        assert made.guard.dedup_window_ns == 60 * 10**9
-        assert load.problems("deduplication: {time_window_seconds: 5s}") == [
-            "1: deduplication.time_window_seconds: '5s' is not a whole number from 0 to 1000000000"
-        ]
-
-
-class TestPrintable:
-    def test_every_setting_once_with_its_origin(self, load: Loading) -> None:
-        rows = config.printable(load("guard: {max_alert_age: 90s, protected_namespaces: [a, b]}\nmode: observe"))
-        keys = [key for key, _, _ in rows]
-        assert len(keys) == len(set(keys))
-        assert ("mode", "observe", f"{load.path}:2") in rows
-        assert ("guard.max_alert_age", "90s", f"{load.path}:1") in rows
-        assert ("guard.protected_namespaces", "[a, b]", f"{load.path}:1") in rows
-        assert ("intake.unix.mode", "0600", "default") in rows
-        assert ("intake.http", "null", "default") in rows
-        assert ("journal.max_bytes", "256MiB", "default") in rows
-        assert not any(key.startswith("intake.http.") for key in keys)
-
-    def test_a_section_turned_off_says_where(self, load: Loading) -> None:
-        assert ("metrics", "null", f"{load.path}:1") in config.printable(load("metrics: null"))
-
-    def test_what_is_read_back_is_the_same(self, load: Loading) -> None:
-        """The values shown are those one could write."""
-        made = load("guard: {dedup_window: 1h30m, max_alert_age: 0}\njournal: {max_bytes: 1000}")
-        text = "".join(
-            f"{key}: {value}\n" for key, value, _ in config.printable(made) if "." not in key and value != "null"
-        )
-        again = load(text)
-        assert (again.mode, again.rules_files, again.log_format) == (made.mode, made.rules_files, made.log_format)
-        values = {key: value for key, value, _ in config.printable(made)}
-        assert (values["guard.dedup_window"], values["guard.max_alert_age"]) == ("90m", "0")
-        assert values["journal.max_bytes"] == "1000"
-
-    def test_secrets_are_masked_and_ignored_ones_shown(self, load: Loading) -> None:
-        rows = config.printable(load(TALON_FILE))
-        assert ("aws.region", "eu-west-1", f"{load.path}:17, no meaning here") in rows
-        assert ("aws.secret_key", "***", f"{load.path}:18, no meaning here") in rows
-        assert "SECRET" not in repr(rows)
-        assert "SECRET" not in repr(load(TALON_FILE))
-
-
 class TestReference:
     def test_it_names_every_setting_and_every_key_of_talon(self) -> None:
         text = config.reference()
@@ -430,96 +281,3 @@ class TestReference:
         for line in config.reference().splitlines():
             if line.startswith("| `") and "STOOP_" in line:
                 assert line.count(" | ") == 3, line
-
-
-class TestValues:
-    @pytest.mark.parametrize(
-        ("text", "nanoseconds"),
-        [
-            *(
-                ("60s", 60 * 10**9),
-                ("1h30m", 5400 * 10**9),
-                ("30D", 30 * 86400 * 10**9),
-                ("0", 0),
-                ("500ms", 5 * 10**8),
-            ),
-            *(("1.5s", 15 * 10**8), (" 2m ", 120 * 10**9), ("10us", 10**4), ("10µs", 10**4), ("7ns", 7), ("0s", 0)),
-        ],
-    )
-    def test_durations(self, text: str, nanoseconds: int) -> None:
-        assert parse_duration(text) == nanoseconds
-
-    @pytest.mark.parametrize(
-        "text", ["", "5", "s", "-5s", "5 s", "5x", "1e3s", "9" * 50 + "s", "36501d", "٣s5", "1s 2s"]
-    )
-    def test_no_durations(self, text: str) -> None:
-        with pytest.raises(ValueError, match=r"is not a duration|is too long"):
-            parse_duration(text)
-
-    @given(st.integers(0, 10**18))
-    def test_durations_shown_are_durations(self, nanoseconds: int) -> None:
-        assert parse_duration(format_duration(nanoseconds)) == nanoseconds
-
-    @pytest.mark.parametrize(
-        ("text", "size"),
-        [("256MiB", 2**28), ("1Gi", 2**30), ("10MB", 10**7), ("10 mb", 10**7), ("5k", 5000), ("7", 7), ("0.5KiB", 512)],
-    )
-    def test_sizes(self, text: str, size: int) -> None:
-        assert parse_size(text) == size
-
-    @pytest.mark.parametrize("text", ["", "MiB", "-1", "1XB", "1 2", "2000TiB", "9" * 30])
-    def test_no_sizes(self, text: str) -> None:
-        with pytest.raises(ValueError, match=r"is not a size|is too large"):
-            parse_size(text)
-
-    @given(st.integers(0, 2**50))
-    def test_sizes_shown_are_sizes(self, size: int) -> None:
-        assert parse_size(format_size(size)) == size
-
-    @pytest.mark.parametrize(("text", "mode"), [("0600", 0o600), ("660", 0o660), ("0o777", 0o777), ("0", 0)])
-    def test_file_modes(self, text: str, mode: int) -> None:
-        assert parse_mode(text) == mode
-        assert parse_mode(format_mode(mode)) == mode
-
-    @pytest.mark.parametrize("text", ["", "0800", "01000", "rw", "-600", "384x"])
-    def test_no_file_modes(self, text: str) -> None:
-        with pytest.raises(ValueError, match="is not a file mode"):
-            parse_mode(text)
-
-    def test_booleans(self) -> None:
-        assert [parse_bool(text) for text in ("true", "YES", "on", "1")] == [True] * 4
-        assert [parse_bool(text) for text in ("False", "no", "off", "0")] == [False] * 4
-        with pytest.raises(ValueError, match="neither true nor false"):
-            parse_bool("maybe")
-
-    @pytest.mark.parametrize(
-        ("text", "address"),
-        [
-            ("127.0.0.1", "127.0.0.1"),
-            ("localhost", "127.0.0.1"),
-            ("[::1]", "::1"),
-            ("::", "::"),
-            ("0.0.0.0", "0.0.0.0"),
-        ],
-    )
-    def test_addresses(self, text: str, address: str) -> None:
-        assert parse_address(text) == address
-
-    @pytest.mark.parametrize("text", ["", "*", "example.com", "1.2.3", "1.2.3.4:80"])
-    def test_no_addresses(self, text: str) -> None:
-        with pytest.raises(ValueError, match="is not an IP address"):
-            parse_address(text)
-
-    def test_numbers_and_words(self) -> None:
-        parse = whole_number(-1, 10)
-        assert [parse(text) for text in ("-1", "+3", " 10 ", "0_0")] == [-1, 3, 10, 0]
-        for text in ("11", "-2", "1.0", "0x1", "", "9" * 10_000, "١"):
-            with pytest.raises(ValueError, match="is not a whole number from -1 to 10"):
-                parse(text)
-        assert choice("a", "b")(" B ") == "b"
-
-    @given(st.sampled_from(sorted(KINDS)), st.text())
-    def test_any_text_is_a_value_or_a_reason(self, kind: str, text: str) -> None:
-        with contextlib.suppress(ValueError):
-            value = KINDS[kind].parse(text)
-            assert KINDS[kind].parse(KINDS[kind].show(value)) == value

@@ -1,0 +1,134 @@
+"""Whose container it is, as the node tells: pod, namespace, container name, and which word of the node's it was.
+
+Pure. Falco has the same names from the runtime's socket, but late or never (`k8s.*` is often null); the node has them
+in files, of which some only root can write.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+
+import msgspec
+
+POD_FIELDS = ("k8s.ns.name", "k8s.pod.name", "k8s.pod.uid", "k8s.pod.id")
+"""What Falco says of a pod (`k8s.pod.id` is the old name of `k8s.pod.uid`)."""
+
+UNTOLD = ("", "<NA>")
+"""What Falco writes where it knows nothing."""
+
+
+class Source(enum.StrEnum):
+    """Where a name was read."""
+
+    ALERT = "alert"
+    CGROUP = "cgroup"  # the path of the container's cgroup
+    BUNDLE = "bundle"  # the runtime's own files, which only root can write
+    KUBELET = "kubelet"  # /var/log/pods and /var/log/containers: a pod with a hostPath there can forge them
+
+
+class Told(msgspec.Struct, frozen=True):
+    """A name and where it was read. `value` is "" where nothing told it."""
+
+    value: str = ""
+    source: Source = Source.ALERT
+
+    @property
+    def is_strong(self) -> bool:
+        """Whether no container can have forged it."""
+        return bool(self.value) and self.source in (Source.CGROUP, Source.BUNDLE)
+
+
+NOTHING = Told()
+
+
+class PodFacts(msgspec.Struct, frozen=True):
+    """What the node says of the pod that a container belongs to.
+
+    `in_pod`: False where the runtime's own files and the cgroup show no pod; None where it could not be told.
+    `sandbox_id`: the container that holds the pod's namespaces, "" where it is not known.
+    `why`: why the runtime's own word is missing, "" where it is there.
+    """
+
+    container_id: str
+    namespace: Told = NOTHING
+    name: Told = NOTHING
+    uid: Told = NOTHING
+    container: Told = NOTHING
+    image: Told = NOTHING
+    sandbox_id: str = ""
+    in_pod: bool | None = None
+    why: str = ""
+
+    def fields(self) -> dict[str, str | None]:
+        """By Falco's names: a value, None (known to have none), or no key (unknown)."""
+        known: dict[str, str | None] = dict.fromkeys(POD_FIELDS) if self.in_pod is False else {}
+        known |= {field: told.value for field, told in self._by_field() if told.value}
+        if self.container.value:
+            known["container.name"] = self.container.value
+        return known
+
+    def contradicts(self, fields: Mapping[str, object]) -> str:
+        """Empty, or how the alert and the node disagree about who it is. Only what can't be forged contradicts."""
+        for field, told in self._by_field():
+            claimed = fields.get(field)
+            if not isinstance(claimed, str) or claimed in UNTOLD:
+                continue
+            if told.is_strong and told.value != claimed:
+                return f"the alert says {field} {claimed[:MAX_SHOWN]!r}, the node ({told.source}) {told.value!r}"
+            if self.in_pod is False:
+                return f"the alert says {field} {claimed[:MAX_SHOWN]!r}, the node that the container is in no pod"
+        return ""
+
+    def describe(self) -> dict[str, str]:
+        """What a record says: the names that are known."""
+        return {key: told.value for key, told in self._by_name() if told.value}
+
+    def sources(self) -> dict[str, str]:
+        """Where each of `describe` was read."""
+        return {key: str(told.source) for key, told in self._by_name() if told.value}
+
+    def _by_field(self) -> tuple[tuple[str, Told], ...]:
+        return tuple(zip(POD_FIELDS, (self.namespace, self.name, self.uid, self.uid), strict=True))
+
+    def _by_name(self) -> tuple[tuple[str, Told], ...]:
+        return (
+            ("namespace", self.namespace),
+            ("pod", self.name),
+            ("pod_uid", self.uid),
+            ("container", self.container),
+            ("image", self.image),
+        )
+
+
+MAX_SHOWN = 64
+"""Characters shown of a name that an alert claims: a DNS label (RFC 1123) has at most 63."""
+
+
+class NamespaceFacts(msgspec.Struct, frozen=True):
+    """The namespaces of a container, told by inode (namespaces(7)), beside the host's and other pods'.
+
+    `net`, `pid`, `mnt`: of the container's first process. `pod_net`: of the pod's sandbox, which is what an act on the
+    pod's network is for; `holder_pid`: a process of that one (of the container, where the sandbox is not known).
+    `shared_with`: ids of containers of other pods that are in `pod_net` too.
+    `elsewhere`: what of the alert's process differs from its container's first process: `net`, `pid`, `mnt`, `root`.
+    """
+
+    container_id: str
+    init_pid: int
+    holder_pid: int
+    sandbox_id: str
+    net: int
+    pid: int
+    mnt: int
+    pod_net: int
+    host_net: int
+    host_pid: int
+    host_mnt: int
+    shared_with: tuple[str, ...] = ()
+    elsewhere: tuple[str, ...] = ()
+
+    @property
+    def on_host_network(self) -> bool:
+        """Whether the pod's network is the host's: no act on it alone is possible."""
+        return self.pod_net == self.host_net
