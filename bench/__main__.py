@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 
-from bench import containers, kills, network, pacing, resolve, standing, throughput
+from bench import containers, evidence, kills, network, pacing, resolve, standing, throughput
 from bench.table import Row, show
 
 ROWS: dict[str, Callable[[], Iterator[Row]]] = {
@@ -19,6 +19,7 @@ ROWS: dict[str, Callable[[], Iterator[Row]]] = {
     "ndjson": throughput.ndjson,
     "rates": throughput.http,
     "match": standing.match,
+    "snapshot": evidence.snapshot,
     "resolve": resolve.resolve,
     "memory": standing.memory,
     "start": standing.start,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import select
 import signal
 from types import TracebackType
 
 import trio
 
+from agent.node.pidfd import has_pidfs, hint, open_pidfd, pidfd_ready
 from agent.node.procfs import Procfs
-from stoop.errors import ActFailed, TargetGone, TargetRefused
+from stoop.errors import ActFailed
 from stoop.node import ProcessFacts
+
+__all__ = ["LinuxHeld", "has_pidfs", "hint", "open_pidfd", "pidfd_ready"]
 
 
 class LinuxHeld:
@@ -29,6 +30,10 @@ class LinuxHeld:
     def facts(self) -> ProcessFacts:
         """What was read when it was taken hold of."""
         return self._facts
+
+    def fileno(self) -> int:
+        """The pidfd, which stays ours: for handing it to a worker."""
+        return self._fd
 
     def signal(self, signo: int) -> bool:
         """Send a signal through the pidfd; False when it has exited already. Raises ActFailed when not permitted."""
@@ -76,48 +81,3 @@ class LinuxHeld:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def pidfd_ready(fd: int) -> bool:
-    """Whether the process behind a pidfd has exited: it is readable then (pidfd_open(2))."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def has_pidfs() -> bool:
-    """Whether the inode of a pidfd is its process's own (pidfs, Linux 6.9): before that all share one.
-
-    Two different processes are compared: this one and its parent (itself, where there is none).
-    """
-    try:
-        ours, parents = os.pidfd_open(os.getpid()), os.pidfd_open(os.getppid())
-    except OSError:
-        return False
-    try:
-        return os.fstat(ours).st_ino != os.fstat(parents).st_ino
-    finally:
-        os.close(ours)
-        os.close(parents)
-
-
-def open_pidfd(pid: int) -> int:
-    """A new pidfd, the caller's to close. Raises TargetGone (no such process), TargetRefused (a thread, EMFILE)."""
-    try:
-        return os.pidfd_open(pid)
-    except ProcessLookupError:
-        raise TargetGone("no process has that pid any more") from None
-    except OSError as error:
-        # The kernel takes first threads only (EINVAL; ENOENT since 6.9).
-        if error.errno in (errno.EINVAL, errno.ENOENT):
-            raise TargetRefused(f"{pid} is the number of a thread, not of a process") from error
-        raise TargetRefused(f"pid {pid} can't be held: {error.strerror}{hint(error)}") from error
-
-
-def hint(error: OSError) -> str:
-    """What a person can do about it, in brackets; "" where we know nothing."""
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return " (raise the limit of open files, RLIMIT_NOFILE)"
-    if isinstance(error, PermissionError):
-        return " (CAP_SYS_PTRACE is needed)"
-    return ""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from stoop.cli import FINE, USAGE, catalogue, held, live, replay_command, rules, running, sending, settings
+from stoop.cli import FINE, USAGE, catalogue, evidence, held, live, replay_command, rules, running, sending, settings
 from stoop.cli.explain import explain
 from stoop.cli.history import history
 from stoop.cli.screen import err, plain
@@ -49,6 +49,13 @@ def build() -> typer.Typer:
         said = f"What rules may name as {name}." if name != "actionners" else "The same as `actions` (Talon's word)."
         _group(app, name, said, {"list": function})
     app.command("history")(history)
+    kept: dict[str, Callable[..., int]] = {
+        "list": evidence.list_bundles,
+        "show": evidence.show,
+        "verify": evidence.verify,
+        "extract": evidence.extract_parts,
+    }
+    _group(app, "evidence", "What was kept of targets before it was lost.", kept)
     app.command("status")(live.status)
     app.command("mode")(live.mode)
     app.command("arm")(live.arm)

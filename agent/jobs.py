@@ -1,0 +1,206 @@
+"""What is asked of a worker and what it answers: messages of three kinds of socket, all SOCK_SEQPACKET. Pure.
+
+    reflex → nursery   Start (with descriptors, SCM_RIGHTS) · Cancel
+    nursery → reflex   Started · Ended · Abandoned
+    worker → reflex    Progress … Result, over the job's own socket
+Each message is one packet: the kernel keeps the borders (unix(7)), so there are no frames as on the helper's stream.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec.msgpack import Decoder as _Decoder
+
+from stoop.evidence.limits import Limits
+from stoop.evidence.manifest import Origin
+
+T = TypeVar("T")
+
+MAX_MESSAGE = 160 * 1024
+"""Bytes of one message: below what a socket buffer takes at once (net.core.wmem_default, 208 KiB)."""
+
+MAX_FDS = 200
+"""Descriptors that go with one job: the kernel takes 253 in a message (SCM_MAX_FD), one is the job's socket."""
+
+MAX_PROCESSES = 4096
+"""Processes of one job."""
+
+READY = 0
+"""The id that no job has."""
+
+NICE = 10
+"""How much a worker steps back where no target stands still for it: the agent and its node come first."""
+
+VOLATILE, READ = "volatile", "read"
+"""Phases told by Progress: what changes while the target runs was read, so it may be thawed · all was read of the
+target, so it may be ended; what follows is writing."""
+
+
+class Whom(msgspec.Struct, frozen=True):
+    """One process: its number, and the `birth` of its facts (`ProcessFacts.birth`), which no other has in this boot."""
+
+    pid: int
+    birth: int
+
+
+class Box(msgspec.Struct, frozen=True):
+    """A container, as `ContainerFacts` says: its members are listed when the job begins, and proven one by one."""
+
+    container_id: str
+    cgroup_v2: str = ""
+    cgroup_freezer: str = ""
+    init_pid: int = 0
+
+
+class LogTail(msgspec.Struct, frozen=True):
+    """The end of a log: a name below a directory that only root can write; no link in between is followed."""
+
+    directory: str
+    name: str
+    bytes: int = 256 * 1024
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """`key`: whom it reads, for the limit of each target. `processes`: their pidfds come along, in this order, as far
+    as MAX_FDS reaches. `target`: facts for the manifest. `read_s`: the target is read for so many seconds at most,
+    and what was read till then is kept; 0 leaves that to the deadline, most of which is for reading.
+    """
+
+    key: str
+    origin: Origin
+    store: str  # the evidence store's directory
+    limits: Limits = Limits()
+    target: dict[str, Any] = {}
+    processes: tuple[Whom, ...] = ()
+    container: Box | None = None
+    read_s: float = 0.0
+
+
+class SnapshotJob(Job, frozen=True, kw_only=True, tag=True):
+    """`executable_bytes`: of all executables together; 0 leaves them out. `upper`: the overlay's upper directory where
+    the runtime told it; "" asks the target's mount table, which a hostile target can shape."""
+
+    executable_bytes: int
+    upper: str = ""
+    list_upper: bool = True
+    log: LogTail | None = None
+
+
+class MemoryJob(Job, frozen=True, kw_only=True, tag=True):
+    """`regions`: names as in `agent.work.memory.KINDS`. `bytes`: of all processes together."""
+
+    regions: tuple[str, ...]
+    bytes: int
+
+
+class TidyJob(Job, frozen=True, kw_only=True, tag=True):
+    """Put the evidence store in order, as is due at a start; no target is read. `details["notes"]`: what was done."""
+
+
+AnyJob = SnapshotJob | MemoryJob | TidyJob
+
+
+class Message(msgspec.Struct, frozen=True, tag=True):
+    """Base of every message."""
+
+
+class Start(Message, frozen=True):
+    """Fork a worker. Its first descriptor is the job's socket. `deadline_s`: from now on."""
+
+    id: int
+    deadline_s: float
+    job: bytes
+
+
+class Cancel(Message, frozen=True):
+    """Nobody waits for this job any more: end its worker."""
+
+    id: int
+
+
+class Started(Message, frozen=True):
+    """The worker's process; with id READY the nursery itself, which takes jobs now."""
+
+    id: int
+    pid: int
+
+
+class Ended(Message, frozen=True):
+    """All processes of the job have ended. `status`: exit code, or the signal's number negative."""
+
+    id: int
+    status: int
+
+
+class Abandoned(Message, frozen=True):
+    """A process of the job did not end on SIGKILL: it hangs in the kernel. `Ended` follows if it ever does."""
+
+    id: int
+    pid: int
+
+
+class Progress(Message, frozen=True):
+    """The job has come so far."""
+
+    phase: str
+
+
+class Result(Message, frozen=True):
+    """How the job ended. `reason`: for a person, "" when all went well. `details`: what is kept in the act's record."""
+
+    ok: bool
+    reason: str = ""
+    details: dict[str, Any] = {}
+
+
+ToNursery = Start | Cancel
+FromNursery = Started | Ended | Abandoned
+FromWorker = Progress | Result
+
+_encoder = msgspec.msgpack.Encoder()
+_jobs: _Decoder[AnyJob] = _Decoder(AnyJob)
+_to_nursery: _Decoder[ToNursery] = _Decoder(ToNursery)
+_from_nursery: _Decoder[FromNursery] = _Decoder(FromNursery)
+_from_worker: _Decoder[FromWorker] = _Decoder(FromWorker)
+
+
+class JobError(ValueError):
+    """A message is too large, or is none."""
+
+
+def encode(message: Message | Job) -> bytes:
+    """One packet. Raises JobError when it is too large."""
+    data = _encoder.encode(message)
+    if len(data) > MAX_MESSAGE:
+        raise JobError(f"a message of {len(data)} bytes; the limit is {MAX_MESSAGE}")
+    return data
+
+
+def decode_job(data: bytes) -> AnyJob:
+    """Raises JobError."""
+    return _decoded(_jobs, data)
+
+
+def decode_to_nursery(data: bytes) -> ToNursery:
+    """Raises JobError."""
+    return _decoded(_to_nursery, data)
+
+
+def decode_from_nursery(data: bytes) -> FromNursery:
+    """Raises JobError."""
+    return _decoded(_from_nursery, data)
+
+
+def decode_from_worker(data: bytes) -> FromWorker:
+    """Raises JobError."""
+    return _decoded(_from_worker, data)
+
+
+def _decoded(decoder: _Decoder[T], data: bytes) -> T:
+    try:
+        found: T = decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise JobError(f"not a message: {error}") from error
+    return found

@@ -1,0 +1,42 @@
+"""Which job is done how, and its answer."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+from agent.jobs import AnyJob, MemoryJob, Result, SnapshotJob, TidyJob, encode
+from agent.work import memory, scribe, snapshot
+from stoop.errors import StoopError
+from stoop.evidence.store import Store
+
+MAX_NOTES = 100
+"""Lines of what was put in order: an answer is one packet."""
+
+Perform = Callable[[AnyJob, socket.socket, float, tuple[int, ...]], Result]
+
+
+def _bundled(read: scribe.Read) -> Perform:
+    return lambda job, sock, deadline, fds: scribe.perform(read, job, sock, deadline, fds)
+
+
+def _tidy(job: AnyJob, sock: socket.socket, deadline: float, fds: tuple[int, ...]) -> Result:
+    with Store(job.store, job.limits) as store:
+        return Result(True, details={"notes": store.tidy()[:MAX_NOTES]})
+
+
+PERFORM: dict[type[AnyJob], Perform] = {
+    SnapshotJob: _bundled(snapshot.read),
+    MemoryJob: _bundled(memory.read),
+    TidyJob: _tidy,
+}
+"""Each kind of job: how it is done."""
+
+
+def perform(job: AnyJob, sock: socket.socket, deadline: float, fds: tuple[int, ...]) -> None:
+    """Do a job and answer on its socket. `deadline`: CLOCK_MONOTONIC seconds, when this process is killed."""
+    try:
+        result = PERFORM[type(job)](job, sock, deadline, fds)
+    except StoopError as error:
+        result = Result(False, str(error))
+    sock.send(encode(result))

@@ -1,0 +1,1 @@
+"""Acts that leave evidence and change nothing."""
