@@ -20,6 +20,7 @@ from typing import Any
 
 import trio
 
+from agent.asked import Asked
 from agent.control import ControlServer
 from agent.link import Link
 from agent.reflex import Marks, Reflex
@@ -145,7 +146,7 @@ async def live(reflex: Reflex) -> None:
         async with trio.open_nursery() as base:
             base.start_soon(_heed, signals, reflex, told)
             base.start_soon(reflex.link.serve, reflex.greet)
-            control = ControlServer(reflex.config.control.path, reflex.answer, reflex.followers)
+            control = ControlServer(reflex.config.control.path, Asked(reflex).answer, reflex.followers)
             await base.start(control.serve)
             await _first_rules(reflex, told)
             await base.start(reflex.responder.serve)

@@ -9,7 +9,6 @@ import gc
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ import msgspec
 import trio
 
 from agent.again import may_be_tried_again
+from agent.condition import ready, samples
 from agent.control import Followers
 from agent.front import Front
 from agent.link import Link
@@ -33,13 +33,11 @@ from agent.vitals import Body, Vitals
 from stoop import __version__, guard
 from stoop.catalogue import CATALOGUE
 from stoop.config import Config, policy_of
-from stoop.control import EVERY_RULE, Active, AnyRequest, Arm, ControlError, Extend, Reload, SetMode, Status, Undo
 from stoop.engine import Memory
 from stoop.errors import TargetRefused
 from stoop.giveback import GiveBack
 from stoop.hold_files import HoldFiles
 from stoop.holdings import Holdings
-from stoop.holds import shown
 from stoop.intake.sink import Desk
 from stoop.journal import Journal, Recovery
 from stoop.judge import Judge
@@ -61,10 +59,6 @@ from stoop.wire import AnyMessage, Hello, LogLine, Recorded, Serving, SnapshotAs
 
 COLLECT = (10_000, 20, 100)
 """Thresholds of the collector (gc.set_threshold): little is left for it, and each look costs the way to an act."""
-
-
-SYNC_SECONDS = 2.0
-"""How long a person waits for the disk before his answer: some ms as a rule, below the 5 s that the command waits."""
 
 
 NETWORK = "network:"
@@ -278,98 +272,14 @@ class Reflex:
         if self.rulebook.take(message):
             return
         if isinstance(message, SnapshotAsk):
-            ready, detail = self.ready()
-            self.link.send(SnapshotReply(message.id, self.samples(), ready, detail))
+            is_ready, detail = ready(self)
+            self.link.send(SnapshotReply(message.id, samples(self), is_ready, detail))
         elif isinstance(message, Serving):
             self.serving = message
             if message.error:
                 self.warn("metrics and health are not served", error=message.error)
 
-    def ready(self) -> tuple[bool, dict[str, Any]]:
-        """Whether the agent can do its work, and in detail."""
-        rules = self.rulebook.in_force
-        waiting = sorted(set(self.wanted()) - set(self.bound))
-        unreachable = self.reach.lost
-        detail: dict[str, Any] = {
-            "rules": {"count": rules.count, "digest": rules.digest, "rejected": rules.rejected},
-            "intakes": self.bound,
-            **self.vitals.status(),
-        }
-        if waiting:
-            detail["not_listening"] = waiting
-        if unreachable:
-            detail["out_of_reach"] = unreachable
-        return bool(rules.digest) and not waiting and not unreachable and not self.stopping, detail
-
-    def wanted(self) -> list[str]:
-        """The intakes that the configuration turns on."""
-        intake = self.config.intake
-        on = {"unix": intake.unix, "http": intake.http, "file": intake.file, "stdin": intake.stdin}
-        return [name for name, wanted in on.items() if wanted]
-
-    def samples(self) -> dict[str, list[tuple[tuple[str, ...], Any]]]:
-        """The counters of now, with the gauges that are looked up only when somebody asks."""
-        metrics, skew, journal = self.metrics, self.keeps.skew, self.journal.status()
-        load = self.responder.load()
-        metrics.set("queue_length", (), load["queued"] + load["waiting"])
-        metrics.set("feed_silence_seconds", (), (self.clocks.mono_ns() - self.front.last_alert_mono_ns) / 1e9)
-        metrics.set("clock_offset_seconds", (), -skew.drift_ns / 1e9)
-        metrics.set("journal_lag_records", (), journal.lag)
-        self.vitals.count()
-        metrics.clear("holds")
-        for action, count in Counter(hold.actionner for hold in self.holdings.table).items():
-            metrics.set("holds", (action,), count)
-        metrics.set("holds_troubled", (), len(self.giveback.troubles()))
-        metrics.set("disarmed_rules", (), len(self.keeps.limits.disarmed))
-        for name in ("rule_disarmed", "mode", "intake_up", "connections"):
-            metrics.clear(name)
-        for rule in self.keeps.limits.disarmed:
-            metrics.set("rule_disarmed", (rule,), 1)
-        metrics.set("mode", (str(self.mode()),), 1)
-        for name in self.wanted():
-            metrics.set("intake_up", (name,), 1 if name in self.bound and name not in self.reach.lost else 0)
-        for name, count in self.front.connections.items():
-            metrics.set("connections", (name,), count)
-        samples = metrics.samples()
-        samples["journal_lost_total"] = [((), journal.lost)]
-        samples["clock_steps_total"] = [((), skew.steps)]
-        samples["helper_restarts_total"] = [((), max(0, self.link.restarts))]
-        samples["log_lines_dropped_total"] = [(("reflex",), self.link.dropped)]
-        return samples
-
-    # ------------------------------------------------------------ what a person asks
-
-    async def answer(self, request: AnyRequest) -> Any:
-        """The result of a request on the control socket. Raises UserError."""
-        if isinstance(request, Status):
-            return self.status()
-        if isinstance(request, SetMode):
-            result = self._set_mode(request)
-            return result | {"synced": result["kept"] and await self._synced()}
-        if isinstance(request, Arm):
-            result = self._arm(request.rule)
-            await self._synced()
-            return result
-        if isinstance(request, Reload):
-            self.reload()
-            return {"asked": True}
-        if isinstance(request, Active):
-            return shown(self.holdings.table, self.clocks.mono_ns(), self.giveback.troubles())
-        if isinstance(request, Undo):
-            return await self.giveback.undo(request.name)
-        if isinstance(request, Extend):
-            held = self.giveback.extend(request.name, int(request.for_s * 1e9))
-            return shown(held, self.clocks.mono_ns(), self.giveback.troubles())
-        raise ControlError("that can't be asked here")
-
-    async def _synced(self) -> bool:
-        """What was switched holds already; wait until it outlives a power cut too, but not for ever."""
-        why = f"the disk did not take it within {SYNC_SECONDS:g} s"
-        with trio.move_on_after(SYNC_SECONDS):
-            why = await trio.to_thread.run_sync(self.switches.sync, abandon_on_cancel=True)
-        if why:
-            self.warn("a switch may not outlive a power cut", error=why)
-        return not why
+    # ------------------------------------------------------------ while it runs
 
     def look_at_clock(self) -> None:
         """Notice a step of the node's clock, and say it. Two clocks are read: some 0.3 µs."""
@@ -396,73 +306,3 @@ class Reflex:
     def reload(self) -> None:
         """Have the rules files read again, changed or not."""
         self.rule_files.reload()
-
-    def _set_mode(self, request: SetMode) -> dict[str, Any]:
-        was = self.mode()
-        until_ns = self.clocks.now_ns() + int(request.for_s * 1e9) if request.for_s is not None else 0
-        kept = self.switches.switch(request.mode, until_ns)
-        self.memory.forget_targets()  # what was only watched until now is no repeat
-        self.say("warning", "the mode was switched", was=str(was), now=str(request.mode), for_s=request.for_s)
-        return {"was": str(was), "mode": str(request.mode), "until_ns": until_ns, "kept": kept}
-
-    def _arm(self, rule: str) -> dict[str, Any]:
-        limits = self.keeps.limits
-        rules = list(limits.disarmed) if rule == EVERY_RULE else [rule]
-        armed = [name for name in rules if limits.arm(name)]
-        if not armed and rule != EVERY_RULE:
-            raise ControlError(f"rule {rule!r} is not disarmed", hint="`stoop status` lists those that are")
-        self.memory.forget_targets()  # what it would have done meanwhile is no repeat
-        for name in armed:
-            self.switches.arm(name)
-            self.say("warning", "a rule was armed again", rule=name)
-        return {"armed": armed}
-
-    def status(self) -> dict[str, Any]:
-        """The result of `stoop status --json`."""
-        rules, skew, journal = self.rulebook.in_force, self.keeps.skew, self.journal.status()
-        serving, mono_ns = self.serving, self.clocks.mono_ns()
-        return {
-            "version": __version__,
-            "pid": os.getpid(),
-            "node": self.config.node_name,
-            "mode": str(self.mode()),
-            "mode_until_ns": self.switches.until_ns,
-            "ready": self.ready()[0],
-            "uptime_s": (mono_ns - self.started_mono_ns) / 1e9,
-            "intakes": self.bound,
-            "out_of_reach": self.reach.lost,
-            "metrics": {"address": serving.address, "port": serving.port} if serving is not None else None,
-            "control": self.config.control.path,
-            "state_dir": self.config.state_dir,
-            "rules": {
-                "count": rules.count,
-                "digest": rules.digest,
-                "loaded_at_ns": rules.loaded_ns,
-                "last_error": rules.rejected,
-            },
-            "disarmed": self.keeps.limits.disarmed,
-            "queue": self.responder.load(),
-            "holds": {"count": len(self.holdings.table), "trouble": self.giveback.troubles()},
-            "feed": {
-                "silence_s": (mono_ns - self.front.last_alert_mono_ns) / 1e9,
-                "peers": {kind: count for kind, count in self.front.connections.items() if count},
-            },
-            **self.vitals.status(),
-            "clock": {"offset_ms": -skew.drift_ns / 1e6, "established": skew.established, "steps": skew.steps},
-            "journal": {"lag": journal.lag, "lost": journal.lost, "error": journal.error},
-            "recovery": _recovery(self.recovery),
-            "helper": {"pid": self.link.pid, "restarts": max(0, self.link.restarts)},
-            "counts": {
-                "received": self.front.received,
-                "refused": self.front.refused,
-                "matched": sum(self.metrics.by("alerts_matched_total", 0).values()),
-                "outcomes": self.metrics.by("acts_total", 1),
-            },
-        }
-
-
-def _recovery(recovery: Recovery | None) -> dict[str, Any] | None:
-    if recovery is None:
-        return None
-    window = msgspec.structs.asdict(recovery.window) if recovery.window is not None else None
-    return {"clean": recovery.clean, "unfinished": len(recovery.unfinished), "window": window}

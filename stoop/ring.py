@@ -247,10 +247,7 @@ class Ring:
         self._free = deque(slot for slot in reversed(range(SLOTS)) if slot not in kept)
         self._accepted = self._settled = self._queued = self._written = self._idle_ns = 0
 
-    @property
-    def used(self) -> int:
-        """Slots that are not free."""
-        return SLOTS - len(self._free)
+    used = property(lambda self: SLOTS - len(self._free), doc="Slots that are not free.")
 
     def begin(self, boot: bytes) -> None:
         """Take the ring over: free what was torn, forget what was counted, say who we are. Leftovers stay taken."""

@@ -27,7 +27,8 @@ from stoop.spec import (
     TargetKind,
     Verdict,
 )
-from stoop.testing import BOOT_ID, SECOND_NS, FakeClock, Workbench, alert_of
+from stoop.testing import FakeClock, Workbench, alert_of
+from stoop.testing_node import BOOT_ID, SECOND_NS
 
 Jumps = trio.testing.MockClock
 

@@ -19,7 +19,8 @@ from stoop.spec import (
     TargetKind,
     Verdict,
 )
-from stoop.testing import NOW_NS, POLICY, SECOND_NS, Workbench, alert_of
+from stoop.testing import POLICY, Workbench, alert_of
+from stoop.testing_node import NOW_NS, SECOND_NS
 
 CONTAINER = "c" * 64
 NOT_SYSTEM = MatchForm(rules=("Shell",), entries=((Condition("k8s.ns.name", True, ("kube-system",)),),))

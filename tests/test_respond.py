@@ -13,7 +13,8 @@ from stoop.spec import (
     Mode,
     Verdict,
 )
-from stoop.testing import NOW_NS, alert_of
+from stoop.testing import alert_of
+from stoop.testing_node import NOW_NS
 from tests.responding import (
     balanced,
     bench_of,

@@ -12,7 +12,8 @@ from stoop.respond import AMEND_SECONDS, MAX_AMENDING, STOPPED
 from stoop.spec import (
     Verdict,
 )
-from stoop.testing import FakeHost, alert_of
+from stoop.testing import alert_of
+from stoop.testing_node import FakeHost
 from tests.responding import (
     DEADLINE,
     STUCK,

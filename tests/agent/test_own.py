@@ -14,7 +14,7 @@ import pytest
 from agent.node.host import LinuxHost
 from agent.own import MAX_ANCESTORS, MAX_SENDERS, ROOT_PID_NAMESPACE, Own
 from stoop.errors import TargetGone, TargetRefused
-from stoop.testing import BOOT_ID, FakeHost
+from stoop.testing_node import BOOT_ID, FakeHost
 
 ME = os.getpid()
 # Numbers that this very process can't have.

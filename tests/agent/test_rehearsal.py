@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from agent.rehearsal import TURNS, rehearse
-from stoop.testing import HOST_FACTS, POLICY, SECOND_NS, FakeClock, FakeHost
+from stoop.testing import HOST_FACTS, POLICY, FakeClock
+from stoop.testing_node import SECOND_NS, FakeHost
 
 # Before, about and long after this was written.
 TIMES = (1_700_000_000, 1_800_000_000, 2_500_000_000)

@@ -15,7 +15,7 @@ import trio.testing
 from agent.node.host import LinuxHost
 from stoop.errors import TargetGone, TargetRefused
 from stoop.node import ContainerFacts, HeldProcess, NodeHost
-from stoop.testing import NOW_NS, FakeHost
+from stoop.testing_node import NOW_NS, FakeHost
 from tests.real.conftest import Box, Process, await_that, comm, v2_mount
 
 PATIENCE_S = 10.0
