@@ -29,6 +29,8 @@ PartsArgument = Annotated[
     list[str] | None, typer.Argument(metavar="[PART]...", help="Parts, or folders of parts. Default: all.")
 ]
 
+NOTHING = "no evidence was kept yet"
+
 
 def list_bundles(
     config: ConfigOption = None,
@@ -40,9 +42,12 @@ def list_bundles(
     """List the bundles of this node, the oldest first."""
     code = FINE
     with _store(config) as store:
-        if store is None:
+        bundles = store.bundles() if store is not None else []
+        if store is None or not bundles:
+            if not as_json:
+                out().print(NOTHING)
             return FINE
-        for bundle in store.bundles():
+        for bundle in bundles:
             try:
                 with store.reading(bundle) as reader:
                     found, size = reader.manifest, reader.size
@@ -83,7 +88,7 @@ def verify(
         return FINDINGS if wrong else FINE
     with _store(config) as store:
         if store is None:
-            out().print("no evidence was kept yet")
+            out().print(NOTHING)
             return FINE
         for finding in check_chain(store):
             _finding(finding)
