@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from stoop.evidence.limits import MAX_AGE_S, MAX_BYTES, MAX_COUNT
 from stoop.spec import (
     Mode,
 )
@@ -233,6 +234,18 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True, rename=_without_unit):
     ] = 256 * _MIB
 
 
+class Evidence(msgspec.Struct, frozen=True, kw_only=True, rename=_without_unit):
+    """What the store of evidence may hold, in `evidence` below `state_dir`: the oldest bundles go first."""
+
+    max_bytes: Annotated[
+        int, _meta("Size on disk of all bundles. The newest stays in any case. `0` is no limit.", "size")
+    ] = MAX_BYTES
+    max_count: Annotated[int, _meta("How many bundles. `0` is no limit.", "count")] = MAX_COUNT
+    max_age_ns: Annotated[int, _meta("How long a bundle is kept. `0` keeps it until the other limits.", "duration")] = (
+        int(MAX_AGE_S) * SECOND_NS
+    )
+
+
 HEARTBEAT_RULE = "Stoop heartbeat"
 """The rule that `stoop falco-config` prints."""
 
@@ -340,6 +353,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     metrics: Metrics | None = Metrics()
     guard: Guard = Guard()
     journal: Journal = Journal()
+    evidence: Evidence = Evidence()
     heartbeat: Heartbeat | None = None
     pacemaker: Pacemaker | None = None
     origins: dict[str, str] = {}

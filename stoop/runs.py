@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from stoop.alert import Alert, alert_id
+from stoop.captures import About
+from stoop.engine import act_id
 from stoop.rules import Hit, Rule
 from stoop.rules.model import ActionForm
 from stoop.spec import (
@@ -89,6 +91,11 @@ class Run:
     def step(self) -> ActionForm:
         """The action whose turn it is."""
         return self.rule.form.actions[self.index]
+
+    def about(self) -> About:
+        """By whose word the action is done whose turn it is."""
+        step, act = self.step, act_id(self.id, self.index)
+        return About(self.matched.alert_id, self.id, act, self.rule.form.rule, step.action, step.actionner)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import msgspec
 import trio
 
 from stoop.errors import ActFailed, TargetError, TargetGone, TargetRefused
-from stoop.node import ContainerFacts, ProcessFacts
+from stoop.node import CaptureHands, ContainerFacts, ProcessFacts
 from stoop.pods import NOTHING, NamespaceFacts, PodFacts, Source, Told
 
 SECOND_NS = 1_000_000_000
@@ -97,6 +97,7 @@ class FakeHost:
         self.controls: dict[tuple[str, str, str], str] = {}
         self.pods: dict[str, PodFacts] = {}
         self.network = None
+        self.capture: CaptureHands | None = None
 
     def add(self, pid: int, **changes: Any) -> FakeProcess:
         """One more process, by itself an old one of the host."""

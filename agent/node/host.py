@@ -20,7 +20,7 @@ from agent.node.procfs import Procfs
 from agent.node.session import entry_of
 from agent.node.taskstats import Taskstats
 from stoop.errors import ActFailed, TargetError, TargetGone, TargetRefused
-from stoop.node import ContainerFacts, ProcessFacts
+from stoop.node import CaptureHands, ContainerFacts, ProcessFacts
 from stoop.pods import NamespaceFacts, PodFacts
 
 PID_MAX = 4_194_304
@@ -48,6 +48,7 @@ class LinuxHost:
         self._facts = Facts(self._procfs, self._taskstats)
         self._pods = Pods(Bundles(self._procfs, root), KubeletLogs(root), time.monotonic_ns)
         self.network: Network | None = None
+        self.capture: CaptureHands | None = None
         self._namespaces = Namespaces(self._procfs, self._containers.index, reference_pid)
 
     @property
