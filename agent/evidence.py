@@ -37,11 +37,16 @@ class Capturing:
 
     def __init__(self) -> None:
         self._read = trio.Event()
+        self._ended = trio.Event()
         self._captured: Captured | None = None
 
     async def read(self) -> None:
         """Return once all was read of the target, or nothing more comes."""
         await self._read.wait()
+
+    async def ended(self) -> None:
+        """Return once nothing more comes."""
+        await self._ended.wait()
 
     @property
     def captured(self) -> Captured | None:
@@ -53,10 +58,11 @@ class Capturing:
         if phase == READ:
             self._read.set()
 
-    def ended(self, captured: Captured) -> None:
+    def end(self, captured: Captured) -> None:
         """Nothing more comes."""
         self._captured = captured
         self._read.set()
+        self._ended.set()
 
 
 class Evidence:
@@ -107,9 +113,9 @@ class Evidence:
         """The same, under way by itself until it is done, its deadline, or the agent's end."""
         capturing = Capturing()
         if self._nursery is None:
-            capturing.ended(Captured(False, "its workers are not started yet"))
+            capturing.end(Captured(False, "its workers are not started yet"))
         elif self._under_way >= MAX_UNDER_WAY:
-            capturing.ended(Captured(False, f"{MAX_UNDER_WAY} captures are under way already"))
+            capturing.end(Captured(False, f"{MAX_UNDER_WAY} captures are under way already"))
         else:
             self._under_way += 1
             self._nursery.start_soon(self._go_on, capturing, wanted, given, container)
@@ -123,7 +129,7 @@ class Evidence:
             captured = await self._take(wanted, given, container, None, capturing.came)
         finally:
             self._under_way -= 1
-            capturing.ended(captured)
+            capturing.end(captured)
 
     async def _take(
         self,

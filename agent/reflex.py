@@ -36,6 +36,7 @@ from stoop.catalogue import CATALOGUE
 from stoop.config import Config, policy_of
 from stoop.engine import Memory
 from stoop.errors import TargetRefused
+from stoop.evidence_first import First
 from stoop.giveback import GiveBack
 from stoop.hold_files import HoldFiles
 from stoop.holdings import Holdings
@@ -53,6 +54,7 @@ from stoop.rules import RuleForm, RuleSet
 from stoop.skew import Skew
 from stoop.spec import (
     Mode,
+    Scope,
     Verdict,
 )
 from stoop.switches import Switches
@@ -68,11 +70,6 @@ NETWORK = "network:"
 
 EVIDENCE = "evidence:"
 """The category of the actions that need workers."""
-
-
-def takes_evidence(form: RuleForm) -> bool:
-    """Whether a rule ever needs workers."""
-    return any(step.actionner.startswith(EVIDENCE) for step in form.actions)
 
 
 class Marks:
@@ -127,6 +124,7 @@ class Reflex:
         )
         self.memory = Memory(config.guard.dedup_window_ns)
         self.holdings = Holdings(HoldFiles(Path(config.state_dir)), self.clocks, self.host.boot_id, self.say)
+        self._first = First(config.evidence_first, config.evidence_deadline_ns / 1e9)
         self.giveback = GiveBack(self.holdings, CATALOGUE, self.host, recorder, self.clocks, self.say)
         self.responder = Responder(
             Parts(
@@ -139,6 +137,7 @@ class Reflex:
                 clocks=self.clocks,
                 mode=self.mode,
                 act_deadline_s=config.guard.act_deadline_ns / 1e9,
+                first=self._first,
             )
         )
         self.front = Front(self.responder, self.metrics, self.own, self.say, self.clocks.mono_ns, self.look_at_clock)
@@ -246,8 +245,14 @@ class Reflex:
         await self._evidence_wanted.wait()
         await self.evidence.serve()
 
+    def _takes_evidence(self, form: RuleForm) -> bool:
+        """Whether a rule ever needs workers: by its actions, or before them."""
+        specs = [CATALOGUE.actions[step.actionner].spec for step in form.actions]
+        first = self._first.applies(form) and any(spec.destroys and spec.scope is Scope.NODE for spec in specs)
+        return first or any(spec.name.startswith(EVIDENCE) for spec in specs)
+
     def _want_evidence(self, rules: RuleSet) -> None:
-        if any(takes_evidence(rule.form) for rule in rules.rules):
+        if any(self._takes_evidence(rule.form) for rule in rules.rules):
             self.host.capture = self.evidence
             self._evidence_wanted.set()
 

@@ -298,6 +298,10 @@ class Pacemaker(msgspec.Struct, frozen=True, kw_only=True):
     ] = True
 
 
+MAX_EVIDENCE_DEADLINE_NS = 5 * SECOND_NS
+"""Longer, and a container that stands still meanwhile fails its probes."""
+
+
 class OnStop(enum.StrEnum):
     """What becomes of what is held when the agent is stopped in order."""
 
@@ -305,7 +309,7 @@ class OnStop(enum.StrEnum):
     UNDO = "undo"
 
 
-class Config(msgspec.Struct, frozen=True, kw_only=True):
+class Config(msgspec.Struct, frozen=True, kw_only=True, rename=_without_unit):
     """Everything a person can set. Made by `load` only.
 
     `origins`: where each value came from, by key. `warnings`: lines for a person. `ignored`: what was accepted for
@@ -339,6 +343,21 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             "gives it back when its time is over; `undo`, it is given back at once."
         ),
     ] = OnStop.KEEP
+    evidence_first: Annotated[
+        bool,
+        _meta(
+            "`true` takes a snapshot (`evidence:snapshot`) before each act on the node that destroys, the target "
+            "standing still meanwhile. A rule's own `evidence_first` wins over this."
+        ),
+    ] = False
+    evidence_deadline_ns: Annotated[
+        int,
+        _meta(
+            "How long such an act waits for its snapshot, at most 5s. Then it is done in any case, and its record says "
+            "that it did not wait longer.",
+            "duration",
+        ),
+    ] = 500 * 10**6
     watch_rules: Annotated[bool, _meta("Whether a changed rules file is taken at once. `false`: only on SIGHUP.")] = (
         True
     )

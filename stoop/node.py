@@ -145,6 +145,10 @@ class Capture(Protocol):
         """Return once all that is to be read of the target was read, or nothing more comes."""
         ...
 
+    async def ended(self) -> None:
+        """Return once nothing more comes."""
+        ...
+
     @property
     def captured(self) -> Captured | None:
         """What came of it; None while it is under way."""
