@@ -237,6 +237,21 @@ class NodeHost(Lookup, Protocol):
         """Freeze or thaw; whether this changed it: False without a freezer, and where it was so already."""
         ...
 
+    def pause(self, container: ContainerFacts) -> bool:
+        """Freeze it for a moment; False without a freezer, and where it is frozen for longer already.
+
+        A later `freeze` takes it over. Each True is to be followed by one `go_on`.
+        """
+        ...
+
+    def go_on(self, container: ContainerFacts) -> None:
+        """The moment is over: thaw it, unless another one is not over yet, or somebody took it over."""
+        ...
+
+    def is_paused(self, container: ContainerFacts) -> bool:
+        """Whether it stands still for a moment only."""
+        ...
+
     def is_frozen(self, container: ContainerFacts) -> bool:
         """Whether all of it stands still now, whoever froze it. Raises ActFailed where there is no freezer."""
         ...

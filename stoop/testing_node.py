@@ -212,6 +212,18 @@ class FakeHost:
         self.frozen.append((container.container_id, frozen))
         return was is not frozen
 
+    def pause(self, container: ContainerFacts) -> bool:
+        """As `freeze`: there is one at a time here."""
+        return self.freeze(container, True)
+
+    def go_on(self, container: ContainerFacts) -> None:
+        """As `freeze`."""
+        self.freeze(container, False)
+
+    def is_paused(self, container: ContainerFacts) -> bool:
+        """Nothing is."""
+        return False
+
     def is_frozen(self, container: ContainerFacts) -> bool:
         """As it was left."""
         return dict(self.frozen).get(container.container_id, False)

@@ -202,3 +202,34 @@ def test_a_stop_amid_the_wait_lets_the_kill_come_first(make_agent: MakeAgent, ma
         assert not box.is_frozen()
     assert agent.program.wait(PATIENCE_S) == 0
     assert not Path(f"/proc/{nursery}").exists()
+
+
+@EACH_KIND
+def test_a_freeze_that_comes_meanwhile_lasts(kind: str, make_agent: MakeAgent, make_box: MakeBox, spawn: Spawn) -> None:
+    box, inside = boxed(make_box, spawn, kind)
+    other = spawn("cat", preexec_fn=box.enter)
+    freeze = json.loads(killing("container:freeze"))[0] | {"rule": "Freeze it", "match": {"rules": ["Freeze"]}}
+    agent = make_agent(json.dumps([*json.loads(killing(**FIRST)), freeze]), evidence_deadline="700ms")
+    with nobody_reads(agent):
+        agent.send(alert(inside.pid, {"container.id": ""}))
+        await_that(box.is_frozen, "it stands still for a moment")
+        agent.send(alert(other.pid, {"container.id": ""}, rule="Freeze"))
+        frozen, killed = agent.records(2)
+    assert (frozen["actionner"], frozen["outcome"]) == ("container:freeze", "done")
+    assert (killed["outcome"], was_killed(inside)) == ("done", True)
+    assert box.is_frozen()
+    assert agent.stoop("undo", "--all").returncode == 0
+    assert runs(other)
+
+
+@EACH_KIND
+def test_several_in_one_container_at_once(kind: str, make_agent: MakeAgent, make_box: MakeBox, spawn: Spawn) -> None:
+    box, bystander = boxed(make_box, spawn, kind)
+    victims = [spawn("sleep", "1000", preexec_fn=box.enter) for _ in range(6)]
+    agent = make_agent(killing(**FIRST), evidence_deadline="2s")
+    agent.send(*(alert(victim.pid, {"container.id": ""}) for victim in victims))
+    records = agent.records(len(victims))
+    assert [record["outcome"] for record in records] == ["done"] * len(victims)
+    assert all(was_killed(victim) for victim in victims)
+    assert not box.is_frozen()
+    assert runs(bystander)

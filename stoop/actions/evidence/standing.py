@@ -76,7 +76,7 @@ class Standing:
             if group is not None:
                 group.resume()
             if frozen is not None:
-                self._ctx.host.freeze(frozen, False)
+                self._ctx.host.go_on(frozen)
         except (TargetError, ActFailed) as error:  # it has gone meanwhile
             self.moves = f"it could not be thawed: {error.reason}"
 
@@ -99,7 +99,7 @@ class Standing:
     def _freeze(self, container: ContainerFacts) -> bool:
         """Whether it stands still now, by us or by whoever froze it before."""
         try:
-            if self._ctx.host.freeze(container, True):
+            if self._ctx.host.pause(container):
                 self._frozen = container
             elif not self._ctx.host.is_frozen(container):
                 self.moves = "it could not be frozen"

@@ -44,8 +44,9 @@ def frozen(host: NodeHost, container: ContainerFacts | None) -> Iterator[bool]:
     try:
         if container is not None:
             try:
-                done = host.freeze(container, True)
-                still = done or host.is_frozen(container)
+                still = host.is_frozen(container)
+                if not still:
+                    still = done = host.freeze(container, True)
             except (TargetError, ActFailed):
                 still = done  # each is stopped by itself then
         yield still
