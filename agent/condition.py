@@ -52,6 +52,8 @@ def samples(reflex: Reflex) -> dict[str, list[tuple[tuple[str, ...], Any]]]:
     for action, count in Counter(hold.actionner for hold in reflex.holdings.table).items():
         metrics.set("holds", (action,), count)
     metrics.set("holds_troubled", (), len(reflex.giveback.troubles()))
+    for name, value in reflex.evidence.gauges().items():
+        metrics.set(name, (), value)
     metrics.set("disarmed_rules", (), len(reflex.keeps.limits.disarmed))
     for name in ("rule_disarmed", "mode", "intake_up", "connections"):
         metrics.clear(name)
@@ -96,6 +98,7 @@ def status(reflex: Reflex) -> dict[str, Any]:
         "disarmed": reflex.keeps.limits.disarmed,
         "queue": reflex.responder.load(),
         "holds": {"count": len(reflex.holdings.table), "trouble": reflex.giveback.troubles()},
+        "evidence": reflex.evidence.status(),
         "feed": {
             "silence_s": (mono_ns - reflex.front.last_alert_mono_ns) / 1e9,
             "peers": {kind: count for kind, count in reflex.front.connections.items() if count},

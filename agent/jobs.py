@@ -55,7 +55,8 @@ class Box(msgspec.Struct, frozen=True):
 
 
 class LogTail(msgspec.Struct, frozen=True):
-    """The end of a log: a name below a directory that only root can write; no link in between is followed."""
+    """The end of a log: a name below a directory that only root can write; no link in between is followed. A name that
+    ends with `/`: the newest `<count>.log` in that directory."""
 
     directory: str
     name: str

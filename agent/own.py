@@ -74,6 +74,7 @@ class Own:
         self._host = host
         self._helper = 0
         self._pacemaker = 0
+        self._workers: frozenset[int] = frozenset()
         self._senders: OrderedDict[int, tuple[frozenset[int], frozenset[str]]] = OrderedDict()
         self._unseen: set[int] = set()  # senders of whom only the number is known
         self.reserve = Reserve()
@@ -102,6 +103,11 @@ class Own:
     def pacemaker(self, pid: int) -> None:
         """The pacemaker process of now; 0 while there is none."""
         self._pacemaker = pid
+        self._rebuild()
+
+    def workers(self, pids: frozenset[int]) -> None:
+        """The nursery of workers and the workers of now; their children, who read, are ours by that."""
+        self._workers = pids
         self._rebuild()
 
     def sender(self, pid: int) -> None:
@@ -186,7 +192,7 @@ class Own:
         return held.facts
 
     def _rebuild(self) -> None:
-        children = {self._helper, self._pacemaker} - {0}
+        children = ({self._helper, self._pacemaker} | self._workers) - {0}
         self.facts = msgspec.structs.replace(
             self._base,
             own_pids=self._ancestors | {os.getpid()} | children,

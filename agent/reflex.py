@@ -20,6 +20,7 @@ import trio
 from agent.again import may_be_tried_again
 from agent.condition import ready, samples
 from agent.control import Followers
+from agent.evidence import Evidence
 from agent.front import Front
 from agent.link import Link
 from agent.node.host import LinuxHost
@@ -35,6 +36,7 @@ from stoop.catalogue import CATALOGUE
 from stoop.config import Config, policy_of
 from stoop.engine import Memory
 from stoop.errors import TargetRefused
+from stoop.evidence_first import First
 from stoop.giveback import GiveBack
 from stoop.hold_files import HoldFiles
 from stoop.holdings import Holdings
@@ -48,10 +50,11 @@ from stoop.record import Record
 from stoop.recorder import Recorder
 from stoop.respond import Responder
 from stoop.rulefiles import Reading, RuleFiles
-from stoop.rules import RuleSet
+from stoop.rules import RuleForm, RuleSet
 from stoop.skew import Skew
 from stoop.spec import (
     Mode,
+    Scope,
     Verdict,
 )
 from stoop.switches import Switches
@@ -63,6 +66,10 @@ COLLECT = (10_000, 20, 100)
 
 NETWORK = "network:"
 """The category of the actions that need the network hands."""
+
+
+EVIDENCE = "evidence:"
+"""The category of the actions that need workers."""
 
 
 class Marks:
@@ -117,6 +124,7 @@ class Reflex:
         )
         self.memory = Memory(config.guard.dedup_window_ns)
         self.holdings = Holdings(HoldFiles(Path(config.state_dir)), self.clocks, self.host.boot_id, self.say)
+        self._first = First(config.evidence_first, config.evidence_deadline_ns / 1e9)
         self.giveback = GiveBack(self.holdings, CATALOGUE, self.host, recorder, self.clocks, self.say)
         self.responder = Responder(
             Parts(
@@ -129,6 +137,7 @@ class Reflex:
                 clocks=self.clocks,
                 mode=self.mode,
                 act_deadline_s=config.guard.act_deadline_ns / 1e9,
+                first=self._first,
             )
         )
         self.front = Front(self.responder, self.metrics, self.own, self.say, self.clocks.mono_ns, self.look_at_clock)
@@ -142,6 +151,8 @@ class Reflex:
                 # There from the start with 0, or an alert rule on the first failure sees no increase.
                 self.metrics.inc("acts_total", (action, str(verdict)), 0)
         self._network_wanted = trio.Event()
+        self._evidence_wanted = trio.Event()
+        self.evidence = Evidence(config, self.host, self.host.boot_id, self.own.workers, self.warn)
         self.bound: dict[str, str] = {}
         self.reach = Reach(self.say)
         self.serving: Serving | None = None
@@ -194,7 +205,7 @@ class Reflex:
             self.say("error", "an act was under way when the agent last ended", **record.public())
         self.giveback.recover()
         self._want_network(hold.actionner for hold in self.holdings.table)
-        for line in resume(self.host, recovery.unfinished):
+        for line in resume(self.host, recovery.unfinished, self.holdings.table):
             self.warn("what the last agent held still goes on", what=line)
         if recovery.window is not None:
             self.say(
@@ -229,10 +240,27 @@ class Reflex:
         if any(actionner.startswith(NETWORK) for actionner in actionners):
             self._network_wanted.set()
 
+    async def serve_evidence(self) -> None:
+        """From the first rule on that takes evidence: a process more, and one for each that is taken."""
+        await self._evidence_wanted.wait()
+        await self.evidence.serve()
+
+    def _takes_evidence(self, form: RuleForm) -> bool:
+        """Whether a rule ever needs workers: by its actions, or before them."""
+        specs = [CATALOGUE.actions[step.actionner].spec for step in form.actions]
+        first = self._first.applies(form) and any(spec.destroys and spec.scope is Scope.NODE for spec in specs)
+        return first or any(spec.name.startswith(EVIDENCE) for spec in specs)
+
+    def _want_evidence(self, rules: RuleSet) -> None:
+        if any(self._takes_evidence(rule.form) for rule in rules.rules):
+            self.host.capture = self.evidence
+            self._evidence_wanted.set()
+
     def _use(self, rules: RuleSet) -> RuleSet:
         """Swap the rules; the collector never looks at the new ones, as at all that was there at the start."""
         old = self.responder.use(rules)
         self._want_network(step.actionner for rule in rules.rules for step in rule.form.actions)
+        self._want_evidence(rules)
         unknown, self._unknown = self._unknown, ()
         if unknown:
             again = may_be_tried_again(unknown, (rule.form for rule in rules.rules), CATALOGUE)

@@ -74,14 +74,19 @@ class _Running:
 
 
 class Workers:
-    """`serve` keeps a nursery; `run` does a job. `started` is told each nursery's pid, and 0 when it ended.
+    """`serve` keeps a nursery; `run` does a job. `started` is told each nursery's pid, and 0 when it ended;
+    `changed` that `pids` are others now.
 
     `warn`: a constant message and fields, for the log.
     """
 
     def __init__(
-        self, started: Callable[[int], None] = lambda _: None, warn: Callable[..., None] = lambda *_, **__: None
+        self,
+        started: Callable[[int], None] = lambda _: None,
+        warn: Callable[..., None] = lambda *_, **__: None,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
+        self._changed = changed
         self._started = started
         self._warn = warn
         self._socket: socket.socket | None = None
@@ -260,6 +265,7 @@ class Workers:
                     return
             self.trouble, self.pid, self._socket = "", process.pid, ours
             self._started(process.pid)
+            self._changed()
             self._up.set()
             try:
                 yield ours
@@ -276,6 +282,7 @@ class Workers:
         while self._outbox:
             _close(self._outbox.popleft()[1])
         jobs, self._jobs = self._jobs, {}
+        self._changed()
         for running in jobs.values():
             self._counts["orphaned"] += len(running.abandoned)
             running.lost = "the nursery of its worker ended"
@@ -305,6 +312,7 @@ class Workers:
             return
         if isinstance(message, Started):
             running.pid = message.pid
+            self._changed()
         elif isinstance(message, Abandoned):
             running.abandoned.add(message.pid)
             self._counts["abandoned"] += 1
@@ -312,6 +320,7 @@ class Workers:
             self._room.unpark_all()
         elif isinstance(message, Ended):
             del self._jobs[message.id]
+            self._changed()
             self._room.unpark_all()
 
     # ------------------------------------------------------------ sending

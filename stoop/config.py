@@ -16,6 +16,7 @@ import msgspec
 from stoop import config_load, config_resolve, guard
 from stoop.config_load import Findings, Given, Known
 from stoop.config_model import (
+    MAX_EVIDENCE_DEADLINE_NS,
     MAX_INTERVAL_NS,
     MAX_SOCKET_PATH,
     MIN_INTERVAL_NS,
@@ -176,6 +177,8 @@ def _check(resolved: Resolved, findings: Findings) -> None:
             )
     if values["guard.act_deadline"] == 0:
         findings.problem("an act needs some time", _where(resolved, "guard.act_deadline"), "write 10s")
+    if not 0 < values["evidence_deadline"] <= MAX_EVIDENCE_DEADLINE_NS:
+        findings.problem("not above 0 and at most 5s", _where(resolved, "evidence_deadline"), "write 500ms")
     if on["intake.file"] and not values["intake.file.path"]:
         findings.problem("which file is to be followed?", "intake.file.path", "write the path of Falco's file_output")
     if on["intake.http"]:

@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from stoop.evidence.limits import MAX_AGE_S, MAX_BYTES, MAX_COUNT
 from stoop.spec import (
     Mode,
 )
@@ -233,6 +234,18 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True, rename=_without_unit):
     ] = 256 * _MIB
 
 
+class Evidence(msgspec.Struct, frozen=True, kw_only=True, rename=_without_unit):
+    """What the store of evidence may hold, in `evidence` below `state_dir`: the oldest bundles go first."""
+
+    max_bytes: Annotated[
+        int, _meta("Size on disk of all bundles. The newest stays in any case. `0` is no limit.", "size")
+    ] = MAX_BYTES
+    max_count: Annotated[int, _meta("How many bundles. `0` is no limit.", "count")] = MAX_COUNT
+    max_age_ns: Annotated[int, _meta("How long a bundle is kept. `0` keeps it until the other limits.", "duration")] = (
+        int(MAX_AGE_S) * SECOND_NS
+    )
+
+
 HEARTBEAT_RULE = "Stoop heartbeat"
 """The rule that `stoop falco-config` prints."""
 
@@ -285,6 +298,10 @@ class Pacemaker(msgspec.Struct, frozen=True, kw_only=True):
     ] = True
 
 
+MAX_EVIDENCE_DEADLINE_NS = 5 * SECOND_NS
+"""Longer, and a container that stands still meanwhile fails its probes."""
+
+
 class OnStop(enum.StrEnum):
     """What becomes of what is held when the agent is stopped in order."""
 
@@ -292,7 +309,7 @@ class OnStop(enum.StrEnum):
     UNDO = "undo"
 
 
-class Config(msgspec.Struct, frozen=True, kw_only=True):
+class Config(msgspec.Struct, frozen=True, kw_only=True, rename=_without_unit):
     """Everything a person can set. Made by `load` only.
 
     `origins`: where each value came from, by key. `warnings`: lines for a person. `ignored`: what was accepted for
@@ -326,6 +343,21 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             "gives it back when its time is over; `undo`, it is given back at once."
         ),
     ] = OnStop.KEEP
+    evidence_first: Annotated[
+        bool,
+        _meta(
+            "`true` takes a snapshot (`evidence:snapshot`) before each act on the node that destroys, the target "
+            "standing still meanwhile. A rule's own `evidence_first` wins over this."
+        ),
+    ] = False
+    evidence_deadline_ns: Annotated[
+        int,
+        _meta(
+            "How long such an act waits for its snapshot, at most 5s. Then it is done in any case, and its record says "
+            "that it did not wait longer.",
+            "duration",
+        ),
+    ] = 500 * 10**6
     watch_rules: Annotated[bool, _meta("Whether a changed rules file is taken at once. `false`: only on SIGHUP.")] = (
         True
     )
@@ -340,6 +372,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     metrics: Metrics | None = Metrics()
     guard: Guard = Guard()
     journal: Journal = Journal()
+    evidence: Evidence = Evidence()
     heartbeat: Heartbeat | None = None
     pacemaker: Pacemaker | None = None
     origins: dict[str, str] = {}

@@ -89,6 +89,7 @@ class Judge:
             container=container,
             protects=self._protects,
             protects_container=self._protects_container,
+            about=run.about,
             fields=run.matched.alert.fields,
         )
         return Ready(action, context, target)

@@ -123,6 +123,10 @@ DEFINITIONS: dict[str, Definition] = {
         # What is kept.
         Definition("journal_lag_records", "gauge", "Records in the ring that the journal does not have yet."),
         Definition("journal_lost_total", "counter", "Records that could not be written to the journal."),
+        Definition("evidence_bytes", "gauge", "Size of all evidence bundles, as of the last one or the start."),
+        Definition("evidence_bundles", "gauge", "Evidence bundles, as of the last one or the start."),
+        Definition("workers_running", "gauge", "Workers that take evidence now."),
+        Definition("workers_abandoned", "gauge", "Workers and readers that hang in the kernel and can't be ended."),
         # What the agent says of itself.
         Definition("rules", "gauge", "Rules that are active."),
         Definition("reloads_total", "counter", "Rules files read again, by result (ok, rejected).", ("result",)),

@@ -5,11 +5,12 @@ Pure: values and protocols. Times are nanoseconds of CLOCK_REALTIME since the ep
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
 
+from stoop.captures import Captured, Still, Wanted
 from stoop.network import Applied, Counters, UndoReport
 from stoop.pods import NamespaceFacts, PodFacts
 
@@ -137,6 +138,44 @@ class NetworkHands(Protocol):
         ...
 
 
+class Capture(Protocol):
+    """A capture that is under way by itself."""
+
+    async def read(self) -> None:
+        """Return once all that is to be read of the target was read, or nothing more comes."""
+        ...
+
+    async def ended(self) -> None:
+        """Return once nothing more comes."""
+        ...
+
+    @property
+    def captured(self) -> Captured | None:
+        """What came of it; None while it is under way."""
+        ...
+
+
+class CaptureHands(Protocol):
+    """What takes evidence, by processes that can be ended whatever their target does to them."""
+
+    async def take(
+        self,
+        wanted: Wanted,
+        processes: Sequence[ProcessFacts],
+        container: ContainerFacts | None,
+        still: Still | None = None,
+    ) -> Captured:
+        """Keep a bundle of these processes, and of all in this container. Raises nothing.
+
+        `still`: the target stands still now, and goes on as soon as what changes was read, whatever becomes of it.
+        """
+        ...
+
+    def begin(self, wanted: Wanted, processes: Sequence[ProcessFacts], container: ContainerFacts | None) -> Capture:
+        """The same, under way by itself: nothing of it ends when nobody waits any more."""
+        ...
+
+
 class Lookup(Protocol):
     """What deciding asks of the node. Every method is synchronous and bounded."""
 
@@ -169,6 +208,11 @@ class NodeHost(Lookup, Protocol):
         """What acts on the networks of pods; None while nothing here can (no rule needed it so far, or no rights)."""
         ...
 
+    @property
+    def capture(self) -> CaptureHands | None:
+        """What takes evidence; None while no rule needs it."""
+        ...
+
     def descendants(self, pid: int) -> tuple[int, ...]:
         """Every living descendant of now, parents before children."""
         ...
@@ -191,6 +235,21 @@ class NodeHost(Lookup, Protocol):
 
     def freeze(self, container: ContainerFacts, frozen: bool) -> bool:
         """Freeze or thaw; whether this changed it: False without a freezer, and where it was so already."""
+        ...
+
+    def pause(self, container: ContainerFacts) -> bool:
+        """Freeze it for a moment; False without a freezer, and where it is frozen for longer already.
+
+        A later `freeze` takes it over. Each True is to be followed by one `go_on`.
+        """
+        ...
+
+    def go_on(self, container: ContainerFacts) -> None:
+        """The moment is over: thaw it, unless another one is not over yet, or somebody took it over."""
+        ...
+
+    def is_paused(self, container: ContainerFacts) -> bool:
+        """Whether it stands still for a moment only."""
         ...
 
     def is_frozen(self, container: ContainerFacts) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from stoop.engine import Memory
+from stoop.evidence_first import NEVER, First
 from stoop.holdings import Holdings
 from stoop.judge import Judge
 from stoop.node import NodeHost
@@ -29,3 +30,4 @@ class Parts:
     clocks: Clocks
     mode: Callable[[], Mode]
     act_deadline_s: float
+    first: First = NEVER

@@ -15,25 +15,20 @@ from dataclasses import replace
 import trio
 
 from stoop.alert import Alert
+from stoop.amending import Amending
 from stoop.backlog import INLINE_RUNS, TURN_RUNS, Backlog
 from stoop.engine import act_id, run_id, should_continue
-from stoop.errors import ActFailed
+from stoop.evidence_first import Preserved
 from stoop.lanes import Lanes
 from stoop.parts import Parts
 from stoop.rules import RuleSet
-from stoop.runs import Batch, Doing, Matched, Ready, Run, When, match
+from stoop.runs import NOT_YET, Batch, Doing, Evidence, Matched, Ready, Run, When, match
 from stoop.spec import (
     Begun,
     Outcome,
     Verdict,
 )
 from stoop.subject import Seen, Subject
-
-AMEND_SECONDS = 600.0
-"""How long an act that missed its deadline is watched, to amend its record."""
-
-MAX_AMENDING = 64
-"""Acts watched so at a time; each holds a pidfd."""
 
 LIVE_INTAKES = frozenset({"unix", "http"})
 """Ways in by which Falco's alerts come at once: how late they come tells of its clock."""
@@ -49,7 +44,7 @@ class Responder:
         self._rules = RuleSet.empty()
         self._backlog = Backlog()
         self._lanes: Lanes[Run] = Lanes()
-        self._amending = 0
+        self._amending = Amending(self._done)
         self._more = trio.Event()
         self._rest: trio.Event | None = None
         self._nursery: trio.Nursery | None = None
@@ -189,7 +184,10 @@ class Responder:
             while run is not None:
                 doing = run.doing if run.doing is not None else self._advance(run, in_lane=True)
                 while doing is not None:
-                    await self._verify(run, doing)
+                    if doing.begun is NOT_YET and doing.first is not None:
+                        doing = await self._preserve(run, doing, doing.first)
+                    if doing is not None:
+                        await self._verify(run, doing)
                     doing = self._advance(run, in_lane=True)
                 run = self._lanes.next(target)
         except trio.Cancelled:
@@ -256,24 +254,55 @@ class Responder:
                 parts.memory.forget(key)
             parts.recorder.emit(run, run.index, judged, when=When(decided_ns))
             return self._next(run, judged)
-        ready = judged
-        slot = parts.recorder.intend(run, ready, decided_ns)
-        assert ready.action.begin is not None
-        try:
-            begun: Begun | Outcome = ready.action.begin(ready.context)
-        except ActFailed as error:
-            begun = Outcome(Verdict.FAILED, error.reason)
+        slot = parts.recorder.intend(run, judged, decided_ns)
+        if parts.first.precedes(run.rule.form, judged):
+            return Doing(judged, NOT_YET, run.index, slot, key, When(decided_ns), Preserved())
+        return self._act(run, judged, slot, key, decided_ns)
+
+    def _act(
+        self,
+        run: Run,
+        ready: Ready,
+        slot: int,
+        key: tuple[str, str, int],
+        decided_ns: int,
+        first: Evidence | None = None,
+    ) -> Doing | bool:
+        """Begin what was decided and intended; as `_begin`."""
+        parts = self._parts
+        begun = ready.begin()
         if ready.hold and isinstance(begun, Outcome):
-            begun = parts.holdings.ended(ready, act, begun)
+            begun = parts.holdings.ended(ready, act_id(run.id, run.index), begun)
         when = When(decided_ns, parts.clocks.now_ns())
         if isinstance(begun, Begun):
             if begun.acted:
                 parts.recorder.ledger.acted(slot)
-            return Doing(ready, begun, run.index, slot, key, when)
+            return Doing(ready, begun, run.index, slot, key, when, first)
         if begun.verdict is Verdict.FAILED:
             parts.memory.forget(key)
+        begun = first.told(begun) if first is not None else begun
         parts.recorder.emit(run, run.index, begun, slot=slot, when=when)
         return self._next(run, begun)
+
+    async def _preserve(self, run: Run, doing: Doing, first: Evidence) -> Doing | None:
+        """Evidence of the target, then the act, while it still stands. None when it has ended with that."""
+        run.doing = None
+        try:
+            await first.take(doing.ready.context, self._parts.first.deadline_s)
+            acted = self._act(run, doing.ready, doing.slot, doing.key, doing.when.decided_ns, first)
+        except trio.Cancelled:
+            self._done(
+                run, doing, Outcome(Verdict.FAILED, "the agent stopped while it took evidence: nothing was done")
+            )
+            self._end(run)
+            raise
+        finally:
+            first.close()
+        if isinstance(acted, Doing):
+            return acted
+        if not acted:
+            run.index = len(run.rule.form.actions)  # `_advance` ends it
+        return None
 
     async def _verify(self, run: Run, doing: Doing) -> None:
         """Wait until the act is seen to have worked, at most until its deadline; then record it."""
@@ -281,8 +310,8 @@ class Responder:
         assert action.overdue is not None
         run.doing = None
         try:
-            with trio.move_on_after(self._deadline_s(doing)) as scope:
-                outcome = await self._outcome(doing)
+            with trio.move_on_after(doing.deadline_s(self._parts.act_deadline_s)) as scope:
+                outcome = await doing.outcome()
         except trio.Cancelled:
             self._done(run, doing, Outcome(Verdict.FAILED, "begun, but the agent stopped before it was verified"))
             doing.let_go()
@@ -290,26 +319,20 @@ class Responder:
             raise
         if scope.cancelled_caught:
             outcome = action.overdue(context, doing.begun)
-            if not (doing.begun.acted and self._amend_later(run, doing)):
+            if not (doing.begun.acted and self._amending.later(self._nursery, run, doing)):
                 doing.let_go()
-        self._done(run, doing, outcome)
+        at_ns = 0
+        if doing.first is not None:
+            at_ns = self._parts.clocks.now_ns()
+            await doing.first.settle()
+        self._done(run, doing, outcome, at_ns=at_ns)
         if not self._next(run, outcome):
             run.index = len(run.rule.form.actions)  # `_advance` ends it
 
-    def _deadline_s(self, doing: Doing) -> float:
-        longer = doing.ready.action.deadline_s
-        return self._parts.act_deadline_s if longer is None else longer(doing.ready.context.params)
-
-    async def _outcome(self, doing: Doing) -> Outcome:
-        assert doing.ready.action.verify is not None
-        try:
-            return await doing.ready.action.verify(doing.ready.context, doing.begun)
-        except ActFailed as error:
-            return Outcome(Verdict.FAILED, error.reason)
-
-    def _done(self, run: Run, doing: Doing, outcome: Outcome, *, amends: bool = False) -> None:
-        """An act that was begun ended so."""
-        now_ns, ready = self._parts.clocks.now_ns(), doing.ready
+    def _done(self, run: Run, doing: Doing, outcome: Outcome, *, amends: bool = False, at_ns: int = 0) -> None:
+        """An act that was begun ended so, at `at_ns` or now."""
+        now_ns, ready = at_ns or self._parts.clocks.now_ns(), doing.ready
+        outcome = doing.first.told(outcome) if doing.first is not None else outcome
         if ready.hold and (not doing.begun.acted or outcome.verdict is Verdict.SKIPPED):
             outcome = self._parts.holdings.ended(ready, act_id(run.id, doing.index), outcome)
         if outcome.verdict is Verdict.FAILED:
@@ -373,21 +396,3 @@ class Responder:
     def _look_idle(self) -> None:
         if self._rest is not None and not len(self._backlog) and not len(self._lanes):
             self._rest.set()
-
-    def _amend_later(self, run: Run, doing: Doing) -> bool:
-        if self._amending >= MAX_AMENDING or self._nursery is None:
-            return False
-        self._amending += 1
-        run.subject.retain()
-        self._nursery.start_soon(self._amend, run, doing)
-        return True
-
-    async def _amend(self, run: Run, doing: Doing) -> None:
-        """Watch an act that missed its deadline; record once more if it works after all."""
-        try:
-            with trio.move_on_after(AMEND_SECONDS):
-                self._done(run, doing, await self._outcome(doing), amends=True)
-        finally:
-            self._amending -= 1
-            doing.let_go()
-            run.subject.release()

@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from stoop.alert import Alert, alert_id
+from stoop.captures import About
+from stoop.engine import act_id
+from stoop.errors import ActFailed
 from stoop.rules import Hit, Rule
 from stoop.rules.model import ActionForm
 from stoop.spec import (
     ActContext,
     Action,
     Begun,
+    Outcome,
+    Verdict,
 )
 from stoop.subject import Subject
 
@@ -90,6 +95,11 @@ class Run:
         """The action whose turn it is."""
         return self.rule.form.actions[self.index]
 
+    def about(self) -> About:
+        """By whose word the action is done whose turn it is."""
+        step, act = self.step, act_id(self.id, self.index)
+        return About(self.matched.alert_id, self.id, act, self.rule.form.rule, step.action, step.actionner)
+
 
 @dataclass(frozen=True, slots=True)
 class Ready:
@@ -103,6 +113,14 @@ class Ready:
     target: str
     hold: str = ""
 
+    def begin(self) -> Begun | Outcome:
+        """Begin it. Raises nothing that an act may raise."""
+        assert self.action.begin is not None
+        try:
+            return self.action.begin(self.context)
+        except ActFailed as error:
+            return Outcome(Verdict.FAILED, error.reason)
+
 
 @dataclass(frozen=True, slots=True)
 class When:
@@ -113,9 +131,28 @@ class When:
     verified_ns: int = 0
 
 
+NOT_YET = Begun(acted=False)
+"""Of an act that waits for evidence of its target."""
+
+
+class Evidence(Protocol):
+    """Evidence before an act that destroys (`stoop.evidence_first`)."""
+
+    async def take(self, ctx: ActContext, deadline_s: float) -> None: ...
+
+    def close(self) -> None: ...
+
+    async def settle(self) -> None: ...
+
+    def told(self, outcome: Outcome) -> Outcome: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Doing:
-    """An act that has begun and is to be verified. `key`: what `engine.Memory` remembers it by."""
+    """An act that has begun and is to be verified. `key`: what `engine.Memory` remembers it by.
+
+    `first`: the evidence that was taken before it. With `begun` NOT_YET that is still to come, and the act after it.
+    """
 
     ready: Ready
     begun: Begun
@@ -123,6 +160,20 @@ class Doing:
     slot: int
     key: tuple[str, str, int]
     when: When
+    first: Evidence | None = None
+
+    def deadline_s(self, usual_s: float) -> float:
+        """How long it may take to be seen to have worked."""
+        longer = self.ready.action.deadline_s
+        return usual_s if longer is None else longer(self.ready.context.params)
+
+    async def outcome(self) -> Outcome:
+        """How it ended, whenever that is seen."""
+        assert self.ready.action.verify is not None
+        try:
+            return await self.ready.action.verify(self.ready.context, self.begun)
+        except ActFailed as error:
+            return Outcome(Verdict.FAILED, error.reason)
 
     def let_go(self) -> None:
         """Nobody watches any more what it holds beside its target. `verify` closes that only when it ends by itself."""

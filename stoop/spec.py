@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from stoop.captures import About
 from stoop.node import ContainerFacts, HeldProcess, NodeHost, ProcessFacts
 
 
@@ -196,6 +197,7 @@ class ActContext(msgspec.Struct, frozen=True):
     act: str = ""
     reversal: Reversal | None = None
     keep: Callable[[dict[str, Any]], None] | None = None
+    about: Callable[[], About] | None = None  # by whose word the act of now is done
     fields: Mapping[str, Any] = {}  # the alert's output_fields: words, not facts
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +15,7 @@ import msgspec
 from stoop import guard
 from stoop.alert import Alert, decode
 from stoop.engine import Memory
+from stoop.evidence_first import First
 from stoop.giveback import GiveBack
 from stoop.holdings import Holdings
 from stoop.holds import Hold
@@ -183,24 +185,28 @@ class Workbench:
         self.holdings = Holdings(self.files, self.clock, BOOT_ID, self.say)
         recorder = Recorder(self.ledger, self.metrics, lambda: self.mode, (self.shown.append,))
         self.giveback = GiveBack(self.holdings, catalogue, self.host, recorder, self.clock, self.say)
-        self.responder = Responder(
-            Parts(
-                node="node-1",
-                host=self.host,
-                judge=self.judge,
-                memory=self.memory,
-                recorder=recorder,
-                holdings=self.holdings,
-                clocks=self.clock,
-                mode=lambda: self.mode,
-                act_deadline_s=deadline_s,
-            )
+        self._parts = Parts(
+            node="node-1",
+            host=self.host,
+            judge=self.judge,
+            memory=self.memory,
+            recorder=recorder,
+            holdings=self.holdings,
+            clocks=self.clock,
+            mode=lambda: self.mode,
+            act_deadline_s=deadline_s,
         )
+        self.responder = Responder(self._parts)
         self.use(rules)
 
     def say(self, level: str, event: str, **fields: Any) -> None:
         """Remembered in `said`."""
         self.said.append((level, event, fields))
+
+    def evidence_first(self, first: First, rules: Sequence[RuleForm]) -> None:
+        """The same, with evidence before acts that destroy. Before it is served."""
+        self.responder = Responder(replace(self._parts, first=first))
+        self.use(rules)
 
     def use(self, rules: Sequence[RuleForm]) -> None:
         """Swap the rules."""

@@ -9,7 +9,7 @@ import msgspec
 import trio
 
 from stoop.errors import ActFailed, TargetError, TargetGone, TargetRefused
-from stoop.node import ContainerFacts, ProcessFacts
+from stoop.node import CaptureHands, ContainerFacts, ProcessFacts
 from stoop.pods import NOTHING, NamespaceFacts, PodFacts, Source, Told
 
 SECOND_NS = 1_000_000_000
@@ -97,6 +97,7 @@ class FakeHost:
         self.controls: dict[tuple[str, str, str], str] = {}
         self.pods: dict[str, PodFacts] = {}
         self.network = None
+        self.capture: CaptureHands | None = None
 
     def add(self, pid: int, **changes: Any) -> FakeProcess:
         """One more process, by itself an old one of the host."""
@@ -210,6 +211,18 @@ class FakeHost:
         was = dict(self.frozen).get(container.container_id, False)
         self.frozen.append((container.container_id, frozen))
         return was is not frozen
+
+    def pause(self, container: ContainerFacts) -> bool:
+        """As `freeze`: there is one at a time here."""
+        return self.freeze(container, True)
+
+    def go_on(self, container: ContainerFacts) -> None:
+        """As `freeze`."""
+        self.freeze(container, False)
+
+    def is_paused(self, container: ContainerFacts) -> bool:
+        """Nothing is."""
+        return False
 
     def is_frozen(self, container: ContainerFacts) -> bool:
         """As it was left."""

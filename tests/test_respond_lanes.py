@@ -6,9 +6,10 @@ import pytest
 import trio
 import trio.testing
 
+from stoop.amending import AMEND_SECONDS, MAX_AMENDING
 from stoop.backlog import INLINE_RUNS, QUEUE_CAPACITY
 from stoop.lanes import MAX_WAITING
-from stoop.respond import AMEND_SECONDS, MAX_AMENDING, STOPPED
+from stoop.respond import STOPPED
 from stoop.spec import (
     Verdict,
 )

@@ -66,6 +66,7 @@ def _rule() -> Schema:
             "notifiers": _ref("texts", "Whom to tell, beside the default notifiers."),
             "allow_host": _ref("switch", "Whether it may touch processes in no container. Default: false."),
             "match_all": _ref("switch", "Must be true if the rule matches every alert and destroys. Default: false."),
+            "evidence_first": _ref("switch", "Whether what destroys waits for evidence. Default: the configuration's."),
         },
         required=["rule"],
     )

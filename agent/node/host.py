@@ -15,12 +15,13 @@ from agent.node.held import LinuxHeld, hint, open_pidfd, pidfd_ready
 from agent.node.kubelet import KubeletLogs
 from agent.node.namespaces import Namespaces
 from agent.node.network import Network
+from agent.node.pauses import Pauses
 from agent.node.pods import Pods
 from agent.node.procfs import Procfs
 from agent.node.session import entry_of
 from agent.node.taskstats import Taskstats
 from stoop.errors import ActFailed, TargetError, TargetGone, TargetRefused
-from stoop.node import ContainerFacts, ProcessFacts
+from stoop.node import CaptureHands, ContainerFacts, ProcessFacts
 from stoop.pods import NamespaceFacts, PodFacts
 
 PID_MAX = 4_194_304
@@ -44,10 +45,12 @@ class LinuxHost:
         self._procfs = Procfs(proc)
         self._cgroups = Cgroups(cgroup_root)
         self._containers = Containers(self._procfs, self._cgroups)
+        self._pauses = Pauses(self._containers)
         self._taskstats = Taskstats()
         self._facts = Facts(self._procfs, self._taskstats)
         self._pods = Pods(Bundles(self._procfs, root), KubeletLogs(root), time.monotonic_ns)
         self.network: Network | None = None
+        self.capture: CaptureHands | None = None
         self._namespaces = Namespaces(self._procfs, self._containers.index, reference_pid)
 
     @property
@@ -168,8 +171,25 @@ class LinuxHost:
         self._containers.kill(container)
 
     def freeze(self, container: ContainerFacts, frozen: bool) -> bool:
-        """As `Containers.freeze`: whether this changed it. Raises TargetRefused, ActFailed."""
+        """As `Containers.freeze`: whether this changed it. What stands for a moment only is taken over, or goes on.
+
+        Raises TargetRefused, ActFailed.
+        """
+        if self._pauses.over(container) and frozen:
+            return True
         return self._containers.freeze(container, frozen)
+
+    def pause(self, container: ContainerFacts) -> bool:
+        """As `Pauses.begin`. Raises TargetRefused, ActFailed."""
+        return self._pauses.begin(container)
+
+    def go_on(self, container: ContainerFacts) -> None:
+        """As `Pauses.end`. Raises TargetRefused, ActFailed."""
+        self._pauses.end(container)
+
+    def is_paused(self, container: ContainerFacts) -> bool:
+        """As `Pauses.has`."""
+        return self._pauses.has(container)
 
     def is_frozen(self, container: ContainerFacts) -> bool:
         """As `Containers.is_frozen`. Raises ActFailed."""

@@ -22,7 +22,8 @@ def _bundled(read: scribe.Read) -> Perform:
 
 def _tidy(job: AnyJob, sock: socket.socket, deadline: float, fds: tuple[int, ...]) -> Result:
     with Store(job.store, job.limits) as store:
-        return Result(True, details={"notes": store.tidy()[:MAX_NOTES]})
+        notes = store.tidy()[:MAX_NOTES]
+        return Result(True, details={"notes": notes, "store": store.holds})
 
 
 PERFORM: dict[type[AnyJob], Perform] = {

@@ -81,6 +81,7 @@ def perform(read: Read, job: AnyJob, sock: socket.socket, deadline: float, fds: 
         "manifest": kept.manifest,
         "parts": kept.parts,
         "missing": kept.missing,
+        "store": store.holds,
     }
     return Result(True, details=details | ({"hung": sorted(scribe.hung)} if scribe.hung else {}))
 

@@ -8,7 +8,9 @@ log, the executables. A target that is ended after `VOLATILE` loses nothing of w
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +19,7 @@ import msgspec
 from agent.jobs import NICE, VOLATILE, LogTail, SnapshotJob
 from agent.node.procfs import text
 from agent.work import cgroups
-from agent.work.files import CHUNK, Looks, look, open_beneath, pieces, reopen
+from agent.work.files import CHUNK, Looks, look, names, open_beneath, pieces, reopen
 from agent.work.held import Process, hold_all
 from agent.work.overlay import Changes, Mount, parse_mountinfo, upper_of
 from agent.work.process import volatile
@@ -40,6 +42,11 @@ TABLES_BYTES = 4 * 1024 * 1024
 MOUNTS_BYTES = 1024 * 1024
 
 _PATH = os.O_PATH | os.O_CLOEXEC
+MAX_LOGS = 256
+"""Names looked at in the directory of a container's logs: the kubelet keeps some ten."""
+
+_LOG = re.compile(rb"[0-9]{1,9}\.log")
+
 _TOP = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -199,7 +206,8 @@ class _Snapshot:
         try:
             directory = os.open(tail.directory, _TOP)
             try:
-                fd = open_beneath(directory, os.fsencode(tail.name))
+                name = tail.name if not tail.name.endswith("/") else _newest(directory, tail.name)
+                fd = open_beneath(directory, os.fsencode(name))
             finally:
                 os.close(directory)
         except OSError as error:
@@ -212,7 +220,7 @@ class _Snapshot:
                 return
             size = min(found.size, tail.bytes)
             os.lseek(fd, found.size - size, os.SEEK_SET)
-            self._copy("log.txt", fd, size, {"name": tail.name, "of": found.size})
+            self._copy("log.txt", fd, size, {"name": name, "of": found.size})
         finally:
             os.close(fd)
 
@@ -274,3 +282,15 @@ class _Snapshot:
                 for piece in pieces(fd, size):
                     self._teller.piece(piece)
             self._teller.end()
+
+
+def _newest(directory: int, name: str) -> str:
+    """The file `<count>.log` with the largest count in this directory below. Raises OSError where there is none."""
+    fd = open_beneath(directory, os.fsencode(name), _TOP)
+    try:
+        counts = [int(found[:-4]) for found in names(fd, MAX_LOGS) if _LOG.fullmatch(found)]
+    finally:
+        os.close(fd)
+    if not counts:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    return f"{name}{max(counts)}.log"

@@ -8,6 +8,8 @@ from stoop.actions.cilium import networkpolicy as cilium_networkpolicy
 from stoop.actions.container import freeze as container_freeze
 from stoop.actions.container import kill as container_kill
 from stoop.actions.container import limit as container_limit
+from stoop.actions.evidence import memory as evidence_memory
+from stoop.actions.evidence import snapshot as evidence_snapshot
 from stoop.actions.gcp import function as gcp_function
 from stoop.actions.kubernetes import annotation as kubernetes_annotation
 from stoop.actions.kubernetes import cordon as kubernetes_cordon
@@ -36,6 +38,8 @@ ACTIONS: tuple[Action, ...] = (
     container_kill.ACTION,
     container_freeze.ACTION,
     container_limit.ACTION,
+    evidence_snapshot.ACTION,
+    evidence_memory.ACTION,
     network_isolate.ACTION,
     network_block.ACTION,
     kubernetes_terminate.ACTION,

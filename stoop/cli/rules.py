@@ -111,6 +111,7 @@ def _rule(form: RuleForm) -> dict[str, Any]:
         "dry_run": form.dry_run,
         "allow_host": form.allow_host or None,
         "match_all": form.match_all or None,
+        "evidence_first": form.evidence_first,
         "notifiers": list(form.notifiers),
         "actions": [action_fields(action) for action in form.actions],
     }

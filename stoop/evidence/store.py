@@ -115,6 +115,7 @@ class Store:
         self._limits = limits or Limits()
         self._now_ns = now_ns
         self._fd = -1
+        self.holds = {"bytes": 0, "bundles": 0}  # as of the last look: `tidy`, a commit
 
     def open(self, *, make: bool = True) -> None:
         """Open the directory, made with mode 0700. Raises ActFailed, StartRefused (another user could plant things)."""
@@ -274,6 +275,7 @@ class Store:
                 break
             going.append(bundle)
             total, count = total - size, count - 1
+        self.holds = {"bytes": total, "bundles": count}
         if going:
             self._keep_head(Head(head.sequence, head.manifest, manifests.sequence_of(going[-1]) + 1))
         for bundle in going:

@@ -70,6 +70,7 @@ class Checker:
         tell.literal("dry-run-value", "dry_run", rule.dry_run)
         tell.literal("allow-host-value", "allow_host", rule.allow_host)
         tell.literal("match-all-value", "match_all", rule.match_all)
+        tell.literal("evidence-first-value", "evidence_first", rule.evidence_first)
         if not rule.actions and not self._is_open(rule, "actions"):
             tell.problem("no-action", "the rule has no action", rule.place, hint="give it actions: [{action: NAME}]")
         if len(rule.actions) > MAX_STEPS:
@@ -112,6 +113,7 @@ class Checker:
             notifiers=_plain(rule.notifiers),
             allow_host=rule.allow_host.text == "true",
             match_all=rule.match_all.text == "true",
+            evidence_first=rule.evidence_first.text == "true" if rule.evidence_first else None,
         )
         tell = _Teller(self._notes, name)
         self._check_breadth(tell, rule, form)

@@ -36,6 +36,7 @@ RULE_KEYS = (
     "notifiers",
     "allow_host",
     "match_all",
+    "evidence_first",
 )
 MATCH_KEYS = ("rules", "output_fields", "priority", "source", "tags")
 _NAME_KEYS = {"action", "rule"}
@@ -46,7 +47,7 @@ _ADVICE = {
     "enabled": "there is no key to switch a rule off: take it out, or use dry_run: true",
     "disabled": "there is no key to switch a rule off: take it out, or use dry_run: true",
     **dict.fromkeys(MATCH_KEYS, "it belongs under match"),
-    **dict.fromkeys(("dry_run", "notifiers", "allow_host", "match_all"), "it is a key of the rule"),
+    **dict.fromkeys(("dry_run", "notifiers", "allow_host", "match_all", "evidence_first"), "it is a key of the rule"),
     **dict.fromkeys(
         ("actionner", "ignore_errors", "additional_contexts", "parameters", "output"), "it is a key of an action"
     ),
@@ -213,6 +214,8 @@ def _rule(reader: NodeReader, node: Node, pairs: Pairs, action: RawAction) -> Ra
                 rule.allow_host = reader.text(value, "allow_host")
             case "match_all":
                 rule.match_all = reader.text(value, "match_all")
+            case "evidence_first":
+                rule.evidence_first = reader.text(value, "evidence_first")
             case "notifiers":
                 rule.notifiers = reader.texts(value, "notifiers")
             case "actions":

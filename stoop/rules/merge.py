@@ -86,6 +86,7 @@ def _fold_rule(first: RawRule, later: RawRule) -> None:
     first.dry_run = later.dry_run or first.dry_run
     first.allow_host = later.allow_host or first.allow_host
     first.match_all = later.match_all or first.match_all
+    first.evidence_first = later.evidence_first or first.evidence_first
     first.notifiers.extend(later.notifiers)
     first.actions.extend(later.actions)
     first.unknown.extend(later.unknown)

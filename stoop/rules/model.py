@@ -96,8 +96,9 @@ class ActionForm(msgspec.Struct, frozen=True):
 class RuleForm(msgspec.Struct, frozen=True):
     """One rule, with all definitions of its name merged. `index` is its place among all rules, from 0.
 
-    `allow_host` and `match_all` are Stoop's own keys: the rule may touch processes that are in no container; the rule
-    means to match every alert although it destroys.
+    `allow_host`, `match_all` and `evidence_first` are Stoop's own keys: the rule may touch processes that are in no
+    container; it means to match every alert although it destroys; what destroys waits for evidence (None: as the
+    configuration says).
     """
 
     rule: str
@@ -110,6 +111,7 @@ class RuleForm(msgspec.Struct, frozen=True):
     notifiers: tuple[str, ...] = ()
     allow_host: bool = False
     match_all: bool = False
+    evidence_first: bool | None = None
 
 
 class Loaded(msgspec.Struct, frozen=True):

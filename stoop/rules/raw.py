@@ -85,6 +85,7 @@ class RawRule:
     dry_run: Text = NO_TEXT
     allow_host: Text = NO_TEXT
     match_all: Text = NO_TEXT
+    evidence_first: Text = NO_TEXT
     notifiers: list[Text] = field(default_factory=list)
     actions: list[RawAction] = field(default_factory=list)
     match: RawMatch = field(default_factory=RawMatch)

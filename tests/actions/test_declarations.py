@@ -87,7 +87,7 @@ TALON: dict[str, tuple[bool, str, dict[str, object]]] = {
 }
 
 OWN = {"process:kill", "process:suspend", "container:kill", "container:freeze", "container:limit"}
-OWN |= {"network:isolate", "network:block"}
+OWN |= {"network:isolate", "network:block", "evidence:snapshot", "evidence:memory"}
 
 # Fields that Falco (system calls) and its plugin k8saudit have.
 FALCO_FIELDS = {

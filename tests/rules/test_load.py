@@ -349,3 +349,4 @@ def test_a_criterion_that_is_wrong_does_not_count_as_everything(problems_of: Pro
 def test_stoops_own_keys_take_true_and_false(problems_of: ProblemsOf, value: str) -> None:
     codes = [p.code for p in problems_of(f"- rule: R\n  allow_host: {value}\n  match_all: {value}\n" + CORDON)]
     assert codes == ["allow-host-value", "match-all-value"]
+    assert [p.code for p in problems_of(f"- rule: R\n  evidence_first: {value}\n" + CORDON)] == ["evidence-first-value"]

@@ -173,6 +173,16 @@ def test_stoops_own_keys_are_overridden_too(load_text: LoadText) -> None:
     assert (loaded.rules[0].allow_host, loaded.rules[0].match_all) == (False, True)
 
 
+def test_evidence_first_may_be_left_to_the_configuration(load_text: LoadText) -> None:
+    def said(*texts: str) -> bool | None:
+        return load_text(*texts).rules[0].evidence_first
+
+    first = "- rule: R\n" + CORDON
+    assert said(first) is None
+    assert said(first, "- rule: R\n  evidence_first: true\n") is True
+    assert said(first, "- rule: R\n  evidence_first: true\n", "- rule: R\n  evidence_first: false\n") is False
+
+
 def test_names_are_not_merged_in_another_case(load_text: LoadText) -> None:
     assert len(load_text("- rule: R\n" + CORDON, "- rule: r\n" + CORDON).rules) == 2
 

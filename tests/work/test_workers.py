@@ -339,7 +339,10 @@ async def test_killed_in_each_phase_the_store_is_whole(
 
 
 async def test_the_store_is_put_in_order_by_a_worker(bench: Bench) -> None:
-    assert (await bench.workers.run(TidyJob(**bench.common(())), DEADLINE_S)).details == {"notes": []}
+    assert (await bench.workers.run(TidyJob(**bench.common(())), DEADLINE_S)).details == {
+        "notes": [],
+        "store": {"bytes": 0, "bundles": 0},
+    }
     os.close(os.open(f"{bench.directory}/.writing-0123456789abcdef", os.O_CREAT | os.O_WRONLY, 0o600))
     result = await bench.workers.run(TidyJob(**bench.common(())), DEADLINE_S)
     assert result.details["notes"] == [".writing-0123456789abcdef: its writer was killed; it was removed"]

@@ -91,7 +91,7 @@ def plan(ctx: ActContext) -> Outcome | Reversal:
         return Outcome(Verdict.REFUSED, "no container was found for it")
     if not container.members:
         return Outcome(Verdict.SKIPPED, "no process is left in the container")
-    was_frozen = ctx.host.is_frozen(container)
+    was_frozen = ctx.host.is_frozen(container) and not ctx.host.is_paused(container)
     state = {"container_id": container.container_id, "was_frozen": was_frozen, "then": ctx.params.then}
     then = "thawed" if ctx.params.then == "thaw" else "killed"
     return Reversal("frozen", ttl_ns(ctx.params.ttl), state, then)

@@ -8,9 +8,15 @@ from typing import Annotated, Literal
 from msgspec import Meta, field
 
 from stoop import values
+from stoop.actions.evidence import acting
 from stoop.actions.evidence.bounds import size
+from stoop.captures import MemoryWanted
 from stoop.spec import (
+    ActContext,
+    Action,
     ActionSpec,
+    Begun,
+    Outcome,
     OutputUse,
     ParameterFault,
     Parameters,
@@ -25,6 +31,12 @@ REGIONS = ("unbacked", "heap", "stack", "data", "anonymous", "shared", "code", "
 
 DEFAULT_REGIONS = ("unbacked", "heap", "stack", "data", "anonymous")
 """What no file has: injected code first, which is what one looks for."""
+
+BYTES_PER_SECOND = 16 * 2**20
+"""What a disk takes at least, for the deadline."""
+
+SHORTEST_SECONDS, LONGEST_SECONDS = 30.0, 600.0
+"""Deadlines of small and of large images: other acts on the same process wait so long at most."""
 
 MAX_MEMORY = 64 * 2**30
 """Bytes: the store's own bound of a bundle comes first."""
@@ -104,4 +116,32 @@ SPEC = ActionSpec(
   actions:
     - action: Keep its memory
 """,
+)
+
+
+def seconds(params: MemoryParameters) -> float:
+    """How long an image with these parameters may take."""
+    return min(SHORTEST_SECONDS + params.bytes / BYTES_PER_SECOND, LONGEST_SECONDS)
+
+
+async def verify(ctx: ActContext, begun: Begun) -> Outcome:
+    """Take it. The target runs on: to read its memory takes seconds."""
+    params, process = ctx.params, ctx.process
+    assert ctx.about is not None
+    wanted = MemoryWanted(
+        about=ctx.about(),
+        deadline_s=seconds(params),
+        target=acting.told(ctx.host, process.facts if process is not None else None, None),
+        regions=params.kinds,
+        bytes=params.bytes,
+    )
+    return await acting.take(ctx, wanted, params.scope, 0.0)
+
+
+ACTION = Action(
+    spec=SPEC,
+    begin=acting.begin,
+    verify=verify,
+    overdue=acting.overdue,
+    deadline_s=lambda params: seconds(params) + acting.ANSWER_SECONDS,
 )

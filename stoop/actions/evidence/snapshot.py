@@ -7,9 +7,15 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from stoop.actions.evidence import acting
 from stoop.actions.evidence.bounds import duration, size
+from stoop.captures import SnapshotWanted
 from stoop.spec import (
+    ActContext,
+    Action,
     ActionSpec,
+    Begun,
+    Outcome,
     OutputUse,
     ParameterFault,
     Parameters,
@@ -21,6 +27,9 @@ from stoop.units import parse_duration, parse_size
 
 MAX_FREEZE_NS = 5 * 10**9
 """Longer, and a liveness probe (10 s by default, three times) may come to see it."""
+
+SNAPSHOT_SECONDS = 30.0
+"""For all of it, on disk too: usually some 50 ms. A slow disk takes the executables at 2 MiB/s in that time."""
 
 MAX_EXECUTABLES = 2**30
 MAX_LOG = 64 * 2**20
@@ -109,4 +118,31 @@ SPEC = ActionSpec(
   actions:
     - action: Keep what there is to know
 """,
+)
+
+
+def wanted(ctx: ActContext, params: SnapshotParameters, deadline_s: float = SNAPSHOT_SECONDS) -> SnapshotWanted:
+    """What a snapshot with these parameters keeps, of the act in this context."""
+    assert ctx.about is not None
+    return SnapshotWanted(
+        about=ctx.about(),
+        deadline_s=deadline_s,
+        target=acting.told(ctx.host, ctx.process.facts if ctx.process is not None else None, ctx.container),
+        executable_bytes=params.executable_bytes,
+        log_bytes=params.log_bytes,
+        changes=params.changes,
+    )
+
+
+async def verify(ctx: ActContext, begun: Begun) -> Outcome:
+    """Take it."""
+    return await acting.take(ctx, wanted(ctx, ctx.params), ctx.params.scope, ctx.params.freeze_ns / 1e9)
+
+
+ACTION = Action(
+    spec=SPEC,
+    begin=acting.begin,
+    verify=verify,
+    overdue=acting.overdue,
+    deadline_s=lambda params: SNAPSHOT_SECONDS + acting.ANSWER_SECONDS,
 )

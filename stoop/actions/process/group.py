@@ -36,18 +36,20 @@ _STILL = frozenset("TtX")
 
 @contextmanager
 def frozen(host: NodeHost, container: ContainerFacts | None) -> Iterator[bool]:
-    """The container stands still inside; False where that could not be had (no container, no freezer, frozen already).
+    """The container stands still inside; False where that could not be had (no container, no freezer).
 
     It is thawed at the end, if it was frozen here.
     """
-    done = False
+    done = still = False
     try:
         if container is not None:
             try:
-                done = host.freeze(container, True)
+                still = host.is_frozen(container)
+                if not still:
+                    still = done = host.freeze(container, True)
             except (TargetError, ActFailed):
-                done = False  # each is stopped by itself then
-        yield done
+                still = done  # each is stopped by itself then
+        yield still
     finally:
         if done and container is not None:
             host.freeze(container, False)

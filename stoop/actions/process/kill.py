@@ -270,6 +270,7 @@ async def verify(ctx: ActContext, begun: Begun) -> Outcome:
 async def _let_die(ctx: ActContext, held: HeldProcess) -> None:
     """Wait until it has ended. In a container that v1's freezer holds, it is thawed for that, and frozen again."""
     container = _find(ctx, held.facts)
+    moment = container is not None and ctx.host.is_paused(container)  # whoever looks at it can do without
     thawed = container is not None and ctx.host.holds_signals(container) and ctx.host.freeze(container, False)
     if not thawed:
         await held.wait_exited()
@@ -279,7 +280,8 @@ async def _let_die(ctx: ActContext, held: HeldProcess) -> None:
         with trio.move_on_after(THAWED_SECONDS):
             await held.wait_exited()
     finally:
-        ctx.host.freeze(container, True)
+        if not moment:
+            ctx.host.freeze(container, True)
     await held.wait_exited()
 
 

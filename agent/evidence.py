@@ -1,0 +1,226 @@
+"""The node's evidence hands: jobs for workers, out of what an act wants. Nothing here looks into what a target made.
+
+The workers' nursery is started with the first rule that takes evidence: a process more, for that alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import trio
+
+from agent.capture import Stillness, box, processes, run_still
+from agent.jobs import READ, Job, LogTail, MemoryJob, Result, SnapshotJob, TidyJob
+from agent.workers import Workers
+from stoop import config_model
+from stoop.captures import Captured, MemoryWanted, SnapshotWanted, Still, Wanted
+from stoop.evidence.limits import DIRECTORY, Limits
+from stoop.evidence.manifest import SUFFIX, Origin
+from stoop.node import ContainerFacts, Lookup, ProcessFacts
+from stoop.pods import PodFacts
+
+POD_LOGS = "/var/log/pods"
+"""Where the kubelet has the logs of containers: `<namespace>_<pod>_<uid>/<container>/<count>.log`."""
+
+TIDY_SECONDS = 60.0
+"""For putting the store in order at the start: 2,000 names and one manifest, on a disk that may be busy."""
+
+MAX_UNDER_WAY = 64
+"""Captures that go on by themselves; each keeps facts of its target. As many wait in `Workers` at most."""
+
+STOPPED = "the agent stopped before it was done"
+
+
+class Capturing:
+    """A capture that is under way by itself (`stoop.node.Capture`)."""
+
+    def __init__(self) -> None:
+        self._read = trio.Event()
+        self._ended = trio.Event()
+        self._captured: Captured | None = None
+
+    async def read(self) -> None:
+        """Return once all was read of the target, or nothing more comes."""
+        await self._read.wait()
+
+    async def ended(self) -> None:
+        """Return once nothing more comes."""
+        await self._ended.wait()
+
+    @property
+    def captured(self) -> Captured | None:
+        """What came of it; None while it is under way."""
+        return self._captured
+
+    def came(self, phase: str) -> None:
+        """The worker has come so far."""
+        if phase == READ:
+            self._read.set()
+
+    def end(self, captured: Captured) -> None:
+        """Nothing more comes."""
+        self._captured = captured
+        self._read.set()
+        self._ended.set()
+
+
+class Evidence:
+    """Takes evidence (`stoop.node.CaptureHands`) while it is served. The constructor starts nothing.
+
+    `own`: is given the pids of nursery and workers whenever they change. `warn`: a log line.
+    """
+
+    def __init__(
+        self,
+        config: config_model.Config,
+        node: Lookup,
+        boot_id: str,
+        own: Callable[[frozenset[int]], None],
+        warn: Callable[..., None],
+    ) -> None:
+        kept = config.evidence
+        self._directory = f"{config.state_dir}/{DIRECTORY}"
+        self._limits = Limits(max_bytes=kept.max_bytes, max_count=kept.max_count, max_age_s=kept.max_age_ns / 1e9)
+        self._node_name = config.node_name
+        self._node = node
+        self._boot_id = boot_id
+        self._warn = warn
+        self._own = own
+        self._nursery: trio.Nursery | None = None
+        self._under_way = 0
+        self.workers = Workers(warn=warn, changed=self._changed)
+        self.store: dict[str, int] = {"bytes": 0, "bundles": 0}
+
+    async def serve(self) -> None:
+        """Keep workers, and put the store in order once. Captures that go on by themselves end with it."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self.workers.serve)
+            nursery.start_soon(self._tidy)
+
+    async def take(
+        self,
+        wanted: Wanted,
+        given: Sequence[ProcessFacts],
+        container: ContainerFacts | None,
+        still: Still | None = None,
+    ) -> Captured:
+        """Keep a bundle. Raises nothing for what becomes of it."""
+        return await self._take(wanted, given, container, still, lambda phase: None)
+
+    def begin(self, wanted: Wanted, given: Sequence[ProcessFacts], container: ContainerFacts | None) -> Capturing:
+        """The same, under way by itself until it is done, its deadline, or the agent's end."""
+        capturing = Capturing()
+        if self._nursery is None:
+            capturing.end(Captured(False, "its workers are not started yet"))
+        elif self._under_way >= MAX_UNDER_WAY:
+            capturing.end(Captured(False, f"{MAX_UNDER_WAY} captures are under way already"))
+        else:
+            self._under_way += 1
+            self._nursery.start_soon(self._go_on, capturing, wanted, given, container)
+        return capturing
+
+    async def _go_on(
+        self, capturing: Capturing, wanted: Wanted, given: Sequence[ProcessFacts], container: ContainerFacts | None
+    ) -> None:
+        captured = Captured(False, STOPPED)
+        try:
+            captured = await self._take(wanted, given, container, None, capturing.came)
+        finally:
+            self._under_way -= 1
+            capturing.end(captured)
+
+    async def _take(
+        self,
+        wanted: Wanted,
+        given: Sequence[ProcessFacts],
+        container: ContainerFacts | None,
+        still: Still | None,
+        progress: Callable[[str], None],
+    ) -> Captured:
+        job = self._job(wanted, given, container)
+        stillness = Stillness(lambda: True, still.thaw, still.for_s) if still is not None else NOT_STILL
+        result = await run_still(self.workers, job, wanted.deadline_s, stillness, progress=progress)
+        return self._told(result)
+
+    def _told(self, result: Result) -> Captured:
+        details = dict(result.details)
+        self.store = details.pop("store", self.store)
+        if "bundle" in details:
+            details["path"] = f"{self._directory}/{details['bundle']}{SUFFIX}"
+        return Captured(result.ok, result.reason, details)
+
+    def _job(self, wanted: Wanted, given: Sequence[ProcessFacts], container: ContainerFacts | None) -> Job:
+        about = wanted.about
+        common: dict[str, Any] = {
+            "key": container.container_id if container is not None else (given[0].container_id or given[0].identity),
+            "origin": Origin(
+                node=self._node_name,
+                boot_id=self._boot_id,
+                alert=about.alert,
+                run=about.run,
+                act=about.act,
+                rule=about.rule,
+                action=about.action,
+                actionner=about.actionner,
+            ),
+            "store": self._directory,
+            "limits": self._limits,
+            "target": wanted.target,
+            "processes": processes(given),
+            "container": box(container) if container is not None else None,
+        }
+        if isinstance(wanted, MemoryWanted):
+            return MemoryJob(**common, regions=wanted.regions, bytes=wanted.bytes)
+        assert isinstance(wanted, SnapshotWanted)
+        return SnapshotJob(
+            **common,
+            executable_bytes=wanted.executable_bytes,
+            list_upper=wanted.changes and container is not None,
+            log=self._log(container, wanted.log_bytes),
+        )
+
+    def _log(self, container: ContainerFacts | None, most: int) -> LogTail | None:
+        """The newest of the kubelet's log files of this container; None where the node does not tell its names."""
+        if container is None or not most:
+            return None
+        name = log_directory(self._node.pod_of(container.container_id, container.pod_uid))
+        return LogTail(POD_LOGS, name, most) if name else None
+
+    async def _tidy(self) -> None:
+        """Clear what killed writers left, let go of what is too much or too old."""
+        job = TidyJob(key="the evidence store", origin=Origin(), store=self._directory, limits=self._limits)
+        result = await self.workers.run(job, TIDY_SECONDS)
+        self._told(result)
+        for note in result.details.get("notes", ()):
+            self._warn("the evidence store was put in order", note=note)
+        if not result.ok:
+            self._warn("the evidence store can't be put in order", reason=result.reason)
+
+    def _changed(self) -> None:
+        self._own(self.workers.pids())
+
+    def status(self) -> dict[str, Any]:
+        """For `stoop status`: the store and the workers."""
+        return {"store": self.store, "workers": self.workers.status()}
+
+    def gauges(self) -> dict[str, float]:
+        """Metrics by name."""
+        status = self.workers.status()
+        return {
+            "evidence_bytes": self.store["bytes"],
+            "evidence_bundles": self.store["bundles"],
+            "workers_running": len(status["running"]),
+            "workers_abandoned": sum(status["abandoned"].values()),
+        }
+
+
+NOT_STILL = Stillness(lambda: False, lambda: None, 0.0)
+
+
+def log_directory(pod: PodFacts) -> str:
+    """The directory of a container's log files below POD_LOGS, with a `/` at its end; "" where a name is missing."""
+    names = (pod.namespace.value, pod.name.value, pod.uid.value, pod.container.value)
+    plain = all(name and "/" not in name and name not in (".", "..") for name in names)
+    return f"{names[0]}_{names[1]}_{names[2]}/{names[3]}/" if plain else ""
