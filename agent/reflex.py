@@ -100,8 +100,8 @@ class Reflex:
         self.recovery: Recovery | None = None
         self._unknown: tuple[Record, ...] = ()
         self.link = Link(self._from_helper, self._helper_started)
-        self.host = LinuxHost()
-        self.own = Own(self.host, self.host.boot_id)
+        self.host = LinuxHost(reference_pid=config.guard.reference_pid)
+        self.own = Own(self.host, self.host.boot_id, config.guard.reference_pid)
         self.switches = Switches(Path(config.state_dir), config.mode, self.warn)
         policy = policy_of(config.guard)
         self.keeps = guard.Guard(policy, guard.Limits(policy, {}), Skew())
@@ -215,7 +215,7 @@ class Reflex:
         """From the first rule or hold on that is about the network of pods: two processes more, for that alone."""
         await self._network_wanted.wait()
         try:
-            async with open_network() as network:
+            async with open_network(self.config.guard.reference_pid) as network:
                 self.host.network = network
                 if network.unavailable:
                     self.warn("the networks of pods can't be acted on", reason=network.unavailable)

@@ -57,7 +57,12 @@ def test_alive_means_that_one_of_the_newest_beats_was_answered_by_the_agents_own
 
 
 VALUES = (
-    st.none() | st.booleans() | st.integers() | st.text(max_size=40) | st.floats(allow_nan=False, allow_infinity=False) | st.just(PATH + "/x")
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=40)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.just(PATH + "/x")
 )
 FIELDS = st.dictionaries(st.sampled_from(["fd.name", "proc.pid", "evt.time", "other"]), VALUES)
 ALERTS = st.lists(st.tuples(st.sampled_from([RULE, "stoop heartbeat", "Other"]), FIELDS), max_size=8)
