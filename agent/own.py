@@ -67,7 +67,7 @@ class Reserve:
 class Own:
     """Knows which processes are the agent's and Falco's. `facts` is rebuilt only when one of them changes.
 
-    `reference_pid`: whose mount namespace stands for the host's. Where it can't be read (a sandbox), the agent's own does.
+    `reference_pid`: whose mount namespace stands for the host's. Where it can't be read (a sandbox), the agent's own.
     """
 
     def __init__(self, host: NodeHost, boot_id: str, reference_pid: int = 1) -> None:

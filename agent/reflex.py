@@ -23,7 +23,7 @@ from agent.control import Followers
 from agent.front import Front
 from agent.link import Link
 from agent.node.host import LinuxHost
-from agent.node.network import open_network
+from agent.node.network_soon import NetworkSoon
 from agent.own import Own
 from agent.reach import Reach
 from agent.rehearsal import rehearse
@@ -34,7 +34,6 @@ from stoop import __version__, guard
 from stoop.catalogue import CATALOGUE
 from stoop.config import Config, policy_of
 from stoop.engine import Memory
-from stoop.errors import TargetRefused
 from stoop.giveback import GiveBack
 from stoop.hold_files import HoldFiles
 from stoop.holdings import Holdings
@@ -141,6 +140,7 @@ class Reflex:
             for verdict in Verdict:
                 # There from the start with 0, or an alert rule on the first failure sees no increase.
                 self.metrics.inc("acts_total", (action, str(verdict)), 0)
+        self.network = NetworkSoon()
         self._network_wanted = trio.Event()
         self.bound: dict[str, str] = {}
         self.reach = Reach(self.say)
@@ -214,19 +214,14 @@ class Reflex:
     async def serve_network(self) -> None:
         """From the first rule or hold on that is about the network of pods: two processes more, for that alone."""
         await self._network_wanted.wait()
-        try:
-            async with open_network(self.config.guard.reference_pid) as network:
-                self.host.network = network
-                if network.unavailable:
-                    self.warn("the networks of pods can't be acted on", reason=network.unavailable)
-                await trio.sleep_forever()
-        except TargetRefused as error:
-            self.warn("the networks of pods can't be acted on", reason=error.reason)
-        finally:
-            self.host.network = None
+        await self.network.serve(
+            self.config.guard.reference_pid,
+            lambda reason: self.warn("the networks of pods can't be acted on", reason=reason),
+        )
 
     def _want_network(self, actionners: Iterable[str]) -> None:
         if any(actionner.startswith(NETWORK) for actionner in actionners):
+            self.host.network = self.network
             self._network_wanted.set()
 
     def _use(self, rules: RuleSet) -> RuleSet:

@@ -14,13 +14,12 @@ from agent.node.facts import EXITED, Facts
 from agent.node.held import LinuxHeld, hint, open_pidfd, pidfd_ready
 from agent.node.kubelet import KubeletLogs
 from agent.node.namespaces import Namespaces
-from agent.node.network import Network
 from agent.node.pods import Pods
 from agent.node.procfs import Procfs
 from agent.node.session import entry_of
 from agent.node.taskstats import Taskstats
 from stoop.errors import ActFailed, TargetError, TargetGone, TargetRefused
-from stoop.node import ContainerFacts, ProcessFacts
+from stoop.node import ContainerFacts, NetworkHands, ProcessFacts
 from stoop.pods import NamespaceFacts, PodFacts
 
 PID_MAX = 4_194_304
@@ -47,7 +46,7 @@ class LinuxHost:
         self._taskstats = Taskstats()
         self._facts = Facts(self._procfs, self._taskstats)
         self._pods = Pods(Bundles(self._procfs, root), KubeletLogs(root), time.monotonic_ns)
-        self.network: Network | None = None
+        self.network: NetworkHands | None = None
         self._namespaces = Namespaces(self._procfs, self._containers.index, reference_pid)
 
     @property
