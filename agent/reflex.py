@@ -20,6 +20,7 @@ import trio
 from agent.again import may_be_tried_again
 from agent.condition import ready, samples
 from agent.control import Followers
+from agent.fitness import Fitness
 from agent.front import Front
 from agent.link import Link
 from agent.node.host import LinuxHost
@@ -141,6 +142,8 @@ class Reflex:
                 # There from the start with 0, or an alert rule on the first failure sees no increase.
                 self.metrics.inc("acts_total", (action, str(verdict)), 0)
         self.network = NetworkSoon()
+        acting = [name for name, action in CATALOGUE.actions.items() if action.begin is not None]
+        self.fitness = Fitness(self.host.unavailable, acting, self.warn)
         self._network_wanted = trio.Event()
         self.bound: dict[str, str] = {}
         self.reach = Reach(self.say)
@@ -216,8 +219,12 @@ class Reflex:
         await self._network_wanted.wait()
         await self.network.serve(
             self.config.guard.reference_pid,
-            lambda reason: self.warn("the networks of pods can't be acted on", reason=reason),
+            self._network_unavailable,
         )
+
+    def _network_unavailable(self, reason: str) -> None:
+        self.warn("the networks of pods can't be acted on", reason=reason)
+        self.fitness.tell()
 
     def _want_network(self, actionners: Iterable[str]) -> None:
         if any(actionner.startswith(NETWORK) for actionner in actionners):
@@ -228,6 +235,7 @@ class Reflex:
         """Swap the rules; the collector never looks at the new ones, as at all that was there at the start."""
         old = self.responder.use(rules)
         self._want_network(step.actionner for rule in rules.rules for step in rule.form.actions)
+        self.fitness.use(rules)
         unknown, self._unknown = self._unknown, ()
         if unknown:
             again = may_be_tried_again(unknown, (rule.form for rule in rules.rules), CATALOGUE)

@@ -69,6 +69,15 @@ class Cgroups:
         freezer = f"{root}/freezer"
         self.freezer = freezer if os.path.exists(f"{freezer}/cgroup.procs") else ""
 
+    def unfit(self) -> str:
+        """Why no container can be frozen or limited here, "" when it can: no hierarchy, or none that may be written."""
+        mounts = [mount for mount in (self.v2, self.freezer) if mount]
+        if not mounts:
+            return f"no cgroup v2 and no freezer of v1 is mounted at {self._root}"
+        if all(os.statvfs(mount).f_flag & os.ST_RDONLY for mount in mounts):
+            return f"cgroups are mounted read-only: {', '.join(mounts)}"
+        return ""
+
     # ------------------------------------------------------------ finding
 
     def directories(self, paths: dict[str, str]) -> tuple[str, str]:

@@ -59,6 +59,15 @@ class LinuxHost:
         self._taskstats.close()
         self._containers.index.close()
 
+    def unavailable(self) -> dict[str, str]:
+        """Why something can't be done on this node, by actionner or category (`network:`). What was not tried yet
+        (the networks, before a rule needs them) is not told."""
+        why = self._cgroups.unfit()
+        found = dict.fromkeys(("container:freeze", "container:limit"), why) if why else {}
+        if self.network is not None and self.network.unavailable:
+            found["network:"] = self.network.unavailable
+        return found
+
     async def follow(self) -> None:
         """Keep the index of containers up to date as they come and go, until cancelled. Without it, each question
         about a container reads first what has happened since the last one."""
