@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 CASES  ?= tests/data/conformance.jsonl.xz
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench conformance generate lock clean
+.PHONY: help setup run demo test check bench conformance generate lock clean
 
 help:            ## list the commands
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -23,6 +23,9 @@ $(READY): requirements.lock pyproject.toml
 
 run: $(READY)    ## start the agent in var/, stage one attack, show the answer; ONCE=1 ends after it
 	@$(PY) -m tools.demo $(if $(ONCE),--once)
+
+demo: $(READY)   ## isolate, freeze and kill a container (as root): nothing is left; exit 0 only if all was so
+	@$(PY) -m tools.demo_container
 
 test: $(READY)   ## all tests; those that need root say so when they are skipped
 	$(PY) -m pytest $(ARGS)

@@ -95,6 +95,7 @@ def status(reflex: Reflex) -> dict[str, Any]:
             "loaded_at_ns": rules.loaded_ns,
             "last_error": rules.rejected,
         },
+        "unavailable": reflex.fitness.status(),
         "disarmed": reflex.keeps.limits.disarmed,
         "queue": reflex.responder.load(),
         "holds": {"count": len(reflex.holdings.table), "trouble": reflex.giveback.troubles()},

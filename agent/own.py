@@ -24,9 +24,6 @@ MAX_SENDERS = 64
 RESERVED = 3
 """Descriptors kept back: to look at a process takes a pidfd and a file of /proc at a time, and one is for chance."""
 
-REFERENCE_PIDS = (1,)
-"""Whose mount namespace stands for the host's. Where it can't be read (a sandbox), the agent's own does."""
-
 
 def _inode(path: str) -> int:
     try:
@@ -68,9 +65,12 @@ class Reserve:
 
 
 class Own:
-    """Knows which processes are the agent's and Falco's. `facts` is rebuilt only when one of them changes."""
+    """Knows which processes are the agent's and Falco's. `facts` is rebuilt only when one of them changes.
 
-    def __init__(self, host: NodeHost, boot_id: str) -> None:
+    `reference_pid`: whose mount namespace stands for the host's. Where it can't be read (a sandbox), the agent's own.
+    """
+
+    def __init__(self, host: NodeHost, boot_id: str, reference_pid: int = 1) -> None:
         self._host = host
         self._helper = 0
         self._pacemaker = 0
@@ -82,7 +82,7 @@ class Own:
         self._ancestors = self._chain(mine)
         self._cgroups = frozenset(path for _, path in mine.cgroups) if mine is not None else frozenset()
         own_mnt = _inode("/proc/self/ns/mnt")
-        host_mnt = next(filter(None, (_inode(f"/proc/{pid}/ns/mnt") for pid in REFERENCE_PIDS)), own_mnt)
+        host_mnt = _inode(f"/proc/{reference_pid}/ns/mnt") or own_mnt
         pid_ns = _inode("/proc/self/ns/pid")
         self._base = HostFacts(
             boot_id=boot_id,

@@ -21,10 +21,11 @@ from agent.again import may_be_tried_again
 from agent.condition import ready, samples
 from agent.control import Followers
 from agent.evidence import Evidence
+from agent.fitness import Fitness
 from agent.front import Front
 from agent.link import Link
 from agent.node.host import LinuxHost
-from agent.node.network import open_network
+from agent.node.network_soon import NetworkSoon
 from agent.own import Own
 from agent.reach import Reach
 from agent.rehearsal import rehearse
@@ -35,7 +36,6 @@ from stoop import __version__, guard
 from stoop.catalogue import CATALOGUE
 from stoop.config import Config, policy_of
 from stoop.engine import Memory
-from stoop.errors import TargetRefused
 from stoop.evidence_first import First
 from stoop.giveback import GiveBack
 from stoop.hold_files import HoldFiles
@@ -107,8 +107,8 @@ class Reflex:
         self.recovery: Recovery | None = None
         self._unknown: tuple[Record, ...] = ()
         self.link = Link(self._from_helper, self._helper_started)
-        self.host = LinuxHost()
-        self.own = Own(self.host, self.host.boot_id)
+        self.host = LinuxHost(reference_pid=config.guard.reference_pid)
+        self.own = Own(self.host, self.host.boot_id, config.guard.reference_pid)
         self.switches = Switches(Path(config.state_dir), config.mode, self.warn)
         policy = policy_of(config.guard)
         self.keeps = guard.Guard(policy, guard.Limits(policy, {}), Skew())
@@ -150,6 +150,9 @@ class Reflex:
             for verdict in Verdict:
                 # There from the start with 0, or an alert rule on the first failure sees no increase.
                 self.metrics.inc("acts_total", (action, str(verdict)), 0)
+        self.network = NetworkSoon()
+        acting = [name for name, action in CATALOGUE.actions.items() if action.begin is not None]
+        self.fitness = Fitness(self.host.unavailable, acting, self.warn)
         self._network_wanted = trio.Event()
         self._evidence_wanted = trio.Event()
         self.evidence = Evidence(config, self.host, self.host.boot_id, self.own.workers, self.warn)
@@ -225,19 +228,18 @@ class Reflex:
     async def serve_network(self) -> None:
         """From the first rule or hold on that is about the network of pods: two processes more, for that alone."""
         await self._network_wanted.wait()
-        try:
-            async with open_network() as network:
-                self.host.network = network
-                if network.unavailable:
-                    self.warn("the networks of pods can't be acted on", reason=network.unavailable)
-                await trio.sleep_forever()
-        except TargetRefused as error:
-            self.warn("the networks of pods can't be acted on", reason=error.reason)
-        finally:
-            self.host.network = None
+        await self.network.serve(
+            self.config.guard.reference_pid,
+            self._network_unavailable,
+        )
+
+    def _network_unavailable(self, reason: str) -> None:
+        self.warn("the networks of pods can't be acted on", reason=reason)
+        self.fitness.tell()
 
     def _want_network(self, actionners: Iterable[str]) -> None:
         if any(actionner.startswith(NETWORK) for actionner in actionners):
+            self.host.network = self.network
             self._network_wanted.set()
 
     async def serve_evidence(self) -> None:
@@ -261,6 +263,7 @@ class Reflex:
         old = self.responder.use(rules)
         self._want_network(step.actionner for rule in rules.rules for step in rule.form.actions)
         self._want_evidence(rules)
+        self.fitness.use(rules)
         unknown, self._unknown = self._unknown, ()
         if unknown:
             again = may_be_tried_again(unknown, (rule.form for rule in rules.rules), CATALOGUE)

@@ -202,6 +202,15 @@ class Guard(msgspec.Struct, frozen=True, kw_only=True, rename=_without_unit):
             "`agent` says that Falco numbers pids as the agent sees them (a kind node, say)."
         ),
     ] = PidNamespace.AUTO
+    reference_pid: Annotated[
+        int,
+        _meta(
+            "The process whose mount and network namespaces are the host's own, which are never cut off. Another than "
+            "`1` only where pid 1 as the agent sees it is not the node's (the node is a container, and the agent sees "
+            "the machine's pids).",
+            "pid",
+        ),
+    ] = 1
     act_deadline_ns: Annotated[
         int,
         _meta(

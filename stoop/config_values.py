@@ -103,6 +103,9 @@ MAX_COUNT = 1_000_000
 RATES = (10, 4000)
 """Calls a second: above 4,000 Falco's latency gains nothing (measured), below 10 there is nothing to gain at all."""
 
+MAX_PID = 4_194_304
+"""The largest pid of a 64-bit machine (PID_MAX_LIMIT of the kernel)."""
+
 MAX_UID = 2**32 - 2
 """(uid_t)-1 means "no one" to the kernel (chown(2))."""
 
@@ -112,6 +115,7 @@ KINDS: dict[str, Kind] = {
     "bool": Kind(parse_bool, format_bool),
     "count": Kind(whole_number(0, MAX_COUNT)),
     "port": Kind(whole_number(0, 65535)),
+    "pid": Kind(whole_number(1, MAX_PID)),
     "rate": Kind(whole_number(*RATES)),
     "uids": Kind(whole_number(0, MAX_UID), many=True),
     "mode": Kind(parse_mode, format_mode),

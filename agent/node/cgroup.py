@@ -7,6 +7,7 @@ beside v1. Directories are absolute paths. Nothing here trusts a path that a pro
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import time
@@ -41,6 +42,9 @@ FREEZER = "freezer"
 FREEZE_WAIT_NS = 5_000_000
 """How long a freeze may take: 0.1 ms usually (measured); what hangs in the kernel would keep us waiting for ever."""
 
+_SMALL = 4096
+# Bytes read of a switch or of cgroup.events: some 30 of them are used. The kernel gives a page at a time.
+
 _EAGER_READS = 20
 # Read so often before pausing between reads: most freezes are complete by then.
 
@@ -64,6 +68,15 @@ class Cgroups:
         self._root = root
         freezer = f"{root}/freezer"
         self.freezer = freezer if os.path.exists(f"{freezer}/cgroup.procs") else ""
+
+    def unfit(self) -> str:
+        """Why no container can be frozen or limited here, "" when it can: no hierarchy, or none that may be written."""
+        mounts = [mount for mount in (self.v2, self.freezer) if mount]
+        if not mounts:
+            return f"no cgroup v2 and no freezer of v1 is mounted at {self._root}"
+        if all(os.statvfs(mount).f_flag & os.ST_RDONLY for mount in mounts):
+            return f"cgroups are mounted read-only: {', '.join(mounts)}"
+        return ""
 
     # ------------------------------------------------------------ finding
 
@@ -128,7 +141,9 @@ class Cgroups:
 
     def is_frozen(self, directory: str) -> bool:
         """Whether all in this cgroup, of either kind, stand still now."""
-        return "frozen 1" in _read(f"{directory}/cgroup.events") or "FROZEN" in _read(f"{directory}/freezer.state")
+        if self.freezer and directory.startswith(f"{self.freezer}/"):
+            return "FROZEN" in _read(f"{directory}/freezer.state")
+        return "frozen 1" in _read(f"{directory}/cgroup.events")
 
     def beside(self, freezer_directory: str, controller: str) -> str:
         """The same cgroup in another v1 hierarchy, "" where there is none (runtimes use one path in all of them)."""
@@ -229,26 +244,47 @@ _EOPNOTSUPP = 95
 
 def _switch(switch: str, sign: str, words: _Words) -> bool:
     """Turn a freezer's switch and wait, within bounds, until it took effect."""
-    before = _read(switch).strip()
-    if not before or before in words.done:
-        return False
     try:
-        _write(switch, words.write)
+        file = os.open(switch, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
+        if _gone_or_threaded(error):
+            return False
         raise _failed("freeze", switch, error) from error
-    _await_sign(sign, words.sign)
+    try:
+        before = os.pread(file, _SMALL, 0).decode("ascii").strip()
+        if not before or before in words.done:
+            return False
+        os.pwrite(file, words.write.encode(), 0)
+    except OSError as error:
+        if error.errno == errno.ENODEV:  # removed since it was opened
+            return False
+        raise _failed("freeze", switch, error) from error
+    finally:
+        os.close(file)
+    _await_sign(sign, words.sign.encode())
     return True
 
 
-def _await_sign(file: str, sign: str) -> None:
+def _await_sign(path: str, sign: bytes) -> None:
     """Wait until the file says so, within FREEZE_WAIT_NS. What is gone says nothing more."""
-    pause = select.poll()
     until = time.monotonic_ns() + FREEZE_WAIT_NS
     reads = 0
-    while (said := _read(file)) and sign not in said and time.monotonic_ns() < until:
-        reads += 1
-        if reads > _EAGER_READS:
-            pause.poll(_PAUSE_MS)
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        if _gone_or_threaded(error):
+            return
+        raise
+    try:
+        while sign not in os.pread(file, _SMALL, 0) and time.monotonic_ns() < until:
+            reads += 1
+            if reads > _EAGER_READS:
+                select.poll().poll(_PAUSE_MS)
+    except OSError as error:
+        if not _gone_or_threaded(error):
+            raise
+    finally:
+        os.close(file)
 
 
 def _below(directory: str) -> list[str]:
@@ -283,12 +319,19 @@ def _gone_or_threaded(error: OSError) -> bool:
 def _read(path: str) -> str:
     """A small control file, "" when it is gone."""
     try:
-        with open(path, encoding="ascii") as file:
-            return file.read()
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         if _gone_or_threaded(error):
             return ""
         raise
+    try:
+        return os.read(file, _SMALL).decode("ascii")
+    except OSError as error:
+        if _gone_or_threaded(error):
+            return ""
+        raise
+    finally:
+        os.close(file)
 
 
 def _write(path: str, value: str) -> None:

@@ -161,9 +161,11 @@ class Containers:
         return True in [switch(directory, False) for directory, switch in switches]
 
     def _freeze(self, container: ContainerFacts) -> bool:
-        self._refuse_own(container)
+        members = {directory: self._members(directory) for directory, _ in self._switches(container)}
+        self._refuse_own(container, {pid for pids in members.values() for pid in pids})
         for directory, switch in self._switches(container):
-            if self._cgroups.is_empty(directory):
+            # A threaded cgroup lists nobody, and need not be empty.
+            if not members[directory] and self._cgroups.is_empty(directory):
                 continue
             changed = switch(directory, True)
             if changed:  # else it was frozen by somebody else, or can't be
@@ -202,7 +204,7 @@ class Containers:
 
         Raises TargetGone (no cgroup any more), TargetRefused (the agent's own cgroup or one above it), ActFailed.
         """
-        self._refuse_own(container)
+        self._refuse_own(container, self.members(container))
         v2, freezer = container.cgroup_v2, container.cgroup_freezer
         if not (v2 or freezer):
             raise TargetGone("it has no cgroup any more")
@@ -248,10 +250,10 @@ class Containers:
         finally:
             os.close(fd)
 
-    def _refuse_own(self, container: ContainerFacts) -> None:
-        """Never the agent's own cgroup or one above it: by its path, and by who is in it (a cgroup namespace hides
+    def _refuse_own(self, container: ContainerFacts, members: set[int]) -> None:
+        """Never the agent's own cgroup or one above it: by its path, and by who is in it now (a cgroup namespace hides
         the true path)."""
-        if os.getpid() in self.members(container) or self._is_above_us(container):
+        if os.getpid() in members or self._is_above_us(container):
             raise TargetRefused("the agent itself is in that cgroup")
 
     def _is_above_us(self, container: ContainerFacts) -> bool:

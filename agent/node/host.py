@@ -14,14 +14,13 @@ from agent.node.facts import EXITED, Facts
 from agent.node.held import LinuxHeld, hint, open_pidfd, pidfd_ready
 from agent.node.kubelet import KubeletLogs
 from agent.node.namespaces import Namespaces
-from agent.node.network import Network
 from agent.node.pauses import Pauses
 from agent.node.pods import Pods
 from agent.node.procfs import Procfs
 from agent.node.session import entry_of
 from agent.node.taskstats import Taskstats
 from stoop.errors import ActFailed, TargetError, TargetGone, TargetRefused
-from stoop.node import CaptureHands, ContainerFacts, ProcessFacts
+from stoop.node import CaptureHands, ContainerFacts, NetworkHands, ProcessFacts
 from stoop.pods import NamespaceFacts, PodFacts
 
 PID_MAX = 4_194_304
@@ -49,7 +48,7 @@ class LinuxHost:
         self._taskstats = Taskstats()
         self._facts = Facts(self._procfs, self._taskstats)
         self._pods = Pods(Bundles(self._procfs, root), KubeletLogs(root), time.monotonic_ns)
-        self.network: Network | None = None
+        self.network: NetworkHands | None = None
         self.capture: CaptureHands | None = None
         self._namespaces = Namespaces(self._procfs, self._containers.index, reference_pid)
 
@@ -62,6 +61,15 @@ class LinuxHost:
         """Close the netlink socket and the watches. Idempotent."""
         self._taskstats.close()
         self._containers.index.close()
+
+    def unavailable(self) -> dict[str, str]:
+        """Why something can't be done on this node, by actionner or category (`network:`). What was not tried yet
+        (the networks, before a rule needs them) is not told."""
+        why = self._cgroups.unfit()
+        found = dict.fromkeys(("container:freeze", "container:limit"), why) if why else {}
+        if self.network is not None and self.network.unavailable:
+            found["network:"] = self.network.unavailable
+        return found
 
     async def follow(self) -> None:
         """Keep the index of containers up to date as they come and go, until cancelled. Without it, each question

@@ -8,21 +8,41 @@ from typing import Any
 import msgspec
 import yaml
 
+from stoop import control
 from stoop.catalogue import CATALOGUE
 from stoop.cli import FINE
+from stoop.cli.options import ConfigOption, control_path
 from stoop.cli.screen import raw
+from stoop.errors import UserError
 from stoop.spec import (
     Action,
     OutputUse,
     Spec,
 )
 
+LIST_ANSWER_S = 1.0
+"""How long `stoop actions list` waits for the agent: it tells what it knows without."""
 
-def list_actions() -> int:
-    """List what rules may name as `actionner`."""
+
+def list_actions(config: ConfigOption = None) -> int:
+    """List what rules may name as `actionner`. A running agent is asked what can't be done on its node."""
+    lacking = _lacking(config)
     for action in CATALOGUE.actions.values():
-        _block(action.spec.name, _action(action))
+        told = _action(action)
+        if reason := lacking.get(action.spec.name):
+            told["unavailable_on_this_node"] = reason
+        _block(action.spec.name, told)
     return FINE
+
+
+def _lacking(config: str | None) -> dict[str, str]:
+    """Why something can't be done on this node, by name, as its agent says. Nothing without one."""
+    try:
+        status = control.ask(control_path(config), control.Status(), LIST_ANSWER_S)
+    except UserError:
+        return {}
+    found = status.get("unavailable") if isinstance(status, dict) else None
+    return {name: str(lack.get("reason", "")) for name, lack in (found or {}).items() if isinstance(lack, dict)}
 
 
 def list_outputs() -> int:

@@ -35,6 +35,10 @@ def _findings(status: Mapping[str, Any]) -> Iterator[str]:
         yield "no rules are loaded"
     if error := rules.get("last_error"):
         yield f"the rules files can't be used, the old rules stay: {_value(error)}"
+    for actionner, lack in _part(status, "unavailable").items():
+        if isinstance(lack, Mapping) and lack.get("rules"):
+            needing = ", ".join(map(str, lack["rules"]))
+            yield f"{actionner} can't be done on this node: {_value(lack.get('reason'))}; rules need it: {needing}"
     for rule, reason in _part(status, "disarmed").items():
         yield f"disarmed: {rule}: {reason} (`stoop arm`)"
     for act, trouble in _part(_part(status, "holds"), "trouble").items():

@@ -134,14 +134,14 @@ def alive(pid: int) -> bool:
     return state(pid) not in "ZX"
 
 
-def await_that(condition: Callable[[], bool], what: str) -> None:
+def await_that(condition: Callable[[], bool], what: str, seconds: float = PATIENCE_S) -> None:
     """Wait for something of the machine's that can't be waited on."""
     pause = select.poll()
-    for _ in range(int(PATIENCE_S * 1000)):
+    for _ in range(int(seconds * 1000)):
         if condition():
             return
         pause.poll(1)
-    raise AssertionError(f"not seen within {PATIENCE_S:g} s: {what}")
+    raise AssertionError(f"not seen within {seconds:g} s: {what}")
 
 
 def wait_descendants(pid: int, host: LinuxHost, count: int) -> tuple[int, ...]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Agent, alert
 from tests.real.conftest import alive, await_that
 from tests.real.containers.node import Node
-from tests.real.containers.pod import Container
+from tests.real.containers.on_node import AgentOnNode, on_node, told_of
 
 pytestmark = [pytest.mark.root, pytest.mark.real]
 
@@ -22,28 +20,12 @@ RULES = """
 """
 
 
-class AgentOnNode(Agent):
-    """An agent that runs in the node's mount and network namespaces, as a DaemonSet's pod does."""
-
-    node: Node
-
-    def command(self, *words: str) -> list[str]:
-        return self.node.inside(*super().command(*words))
-
-
 @pytest.fixture
 def agent(the_node: Node, tmp_path: Path) -> Iterator[AgentOnNode]:
-    made = AgentOnNode(tmp_path, RULES, {"guard": {"protected_namespaces": ["kube-system"]}})
-    made.node = the_node
+    made = on_node(the_node, tmp_path, RULES)
     made.start()
     yield made
     made.close()
-
-
-def told_of(container: Container, **claims: Any) -> bytes:
-    """What Falco sends when it had no answer from the runtime's socket in time: an id, and nulls."""
-    fields = {"container.id": container.id[:12], "k8s.ns.name": None, "k8s.pod.name": None, "container.name": None}
-    return alert(container.init_pid, fields | {key.replace("_", "."): value for key, value in claims.items()})
 
 
 def test_the_node_tells_what_the_alert_left_out(the_node: Node, agent: AgentOnNode) -> None:
