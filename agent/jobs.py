@@ -95,11 +95,53 @@ class MemoryJob(Job, frozen=True, kw_only=True, tag=True):
     bytes: int
 
 
+class LogJob(Job, frozen=True, kw_only=True, tag=True):
+    """The last lines of a pod's log, out of the kubelet's files.
+
+    `directory`: where the kubelet keeps them (`/var/log/pods` as this process sees it). `pod`: the pod's directory in
+    it. `containers`: tried in this order until one has a line; () tries all. `attempt`: of the container's instances
+    the one with this number; negative for all, newest first. `bytes`: of the text; older lines are left out.
+    """
+
+    directory: str
+    pod: str
+    containers: tuple[str, ...] = ()
+    attempt: int = -1
+    lines: int = 20
+    bytes: int = 4 * 1024 * 1024
+
+
+class DownloadJob(Job, frozen=True, kw_only=True, tag=True):
+    """One file of the first process's root, which is a container's init. `path`: as the container calls it.
+
+    `limit`: bytes of the file; what is longer is cut, and told. `host_mounts`: inodes of the node's mount namespaces.
+    """
+
+    path: bytes
+    limit: int
+    host_mounts: tuple[int, ...] = ()
+
+
+class TrafficJob(Job, frozen=True, kw_only=True, tag=True):
+    """What passes in the network namespace of the first process, which is a pod's sandbox or a container's init.
+
+    `program`: tcpdump's path. `network`: the inode that the namespace must have. `host_networks`: those that are the
+    node's, never captured. `duration_s`: seconds; `snaplen`: bytes of each packet, 0 for all. `bytes`: of the capture.
+    """
+
+    program: str
+    network: int
+    host_networks: tuple[int, ...] = ()
+    duration_s: float = 5.0
+    snaplen: int = 0
+    bytes: int = 256 * 1024 * 1024
+
+
 class TidyJob(Job, frozen=True, kw_only=True, tag=True):
     """Put the evidence store in order, as is due at a start; no target is read. `details["notes"]`: what was done."""
 
 
-AnyJob = SnapshotJob | MemoryJob | TidyJob
+AnyJob = SnapshotJob | MemoryJob | LogJob | DownloadJob | TrafficJob | TidyJob
 
 
 class Message(msgspec.Struct, frozen=True, tag=True):
