@@ -122,6 +122,49 @@ class DownloadJob(Job, frozen=True, kw_only=True, tag=True):
     host_mounts: tuple[int, ...] = ()
 
 
+class KeptFile(msgspec.Struct, frozen=True):
+    """A file to be quarantined: where it is in the container, and what makes it this one. Times: ns since 1970.
+
+    `mode`: permission bits. `aside`: the name in the same directory that it gets.
+    """
+
+    directory: bytes
+    name: bytes
+    aside: bytes
+    device: str
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    mode: int
+    uid: int
+    gid: int
+
+
+class KeepFileJob(Job, frozen=True, kw_only=True, tag=True):
+    """The first half of `file:quarantine`: copy the file, change nothing. `Result.details["file"]`: a KeptFile.
+
+    `upper`: the overlay's upper directory as the runtime told it. `lower`: files of the image too, which are not in it.
+    `limit`: bytes of the file; a larger one is refused, for what is taken away must be kept whole.
+    """
+
+    path: bytes
+    limit: int
+    upper: str
+    lower: bool = False
+    host_mounts: tuple[int, ...] = ()
+
+
+class AsideJob(Job, frozen=True, kw_only=True, tag=True):
+    """The second half: mode 000, and another name in its directory. `back`: undo that. Twice is harmless."""
+
+    file: KeptFile
+    upper: str
+    lower: bool = False
+    back: bool = False
+    host_mounts: tuple[int, ...] = ()
+
+
 class TrafficJob(Job, frozen=True, kw_only=True, tag=True):
     """What passes in the network namespace of the first process, which is a pod's sandbox or a container's init.
 
@@ -141,7 +184,7 @@ class TidyJob(Job, frozen=True, kw_only=True, tag=True):
     """Put the evidence store in order, as is due at a start; no target is read. `details["notes"]`: what was done."""
 
 
-AnyJob = SnapshotJob | MemoryJob | LogJob | DownloadJob | TrafficJob | TidyJob
+AnyJob = SnapshotJob | MemoryJob | LogJob | DownloadJob | TrafficJob | KeepFileJob | AsideJob | TidyJob
 
 
 class Message(msgspec.Struct, frozen=True, tag=True):

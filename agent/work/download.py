@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from typing import Any
 
 from agent.jobs import VOLATILE, DownloadJob
 from agent.node.procfs import text
@@ -32,8 +33,10 @@ def read(teller: Teller, job: DownloadJob, fds: tuple[int, ...]) -> None:
             os.close(found)
 
 
-def copy(teller: Teller, found: int, path: bytes, most: int, root_device: str) -> None:
-    """The content of what an O_PATH descriptor stands for. Raises TargetRefused, ActFailed."""
+def copy(
+    teller: Teller, found: int, path: bytes, most: int, root_device: str, more: dict[str, Any] | None = None
+) -> None:
+    """The content of what an O_PATH descriptor stands for; `more` is told of it. Raises TargetRefused, ActFailed."""
     looks = look(found)
     if not looks.is_regular:
         raise TargetRefused(f"{text(path)}: it is no regular file")
@@ -62,7 +65,7 @@ def copy(teller: Teller, found: int, path: bytes, most: int, root_device: str) -
         "size": looks.size,
         "mtime_ns": looks.mtime_ns,
         "ctime_ns": looks.ctime_ns,
-    }
+    } | (more or {})
     try:
         if size < looks.size:
             teller.lacks(PART, f"the first {size} of {looks.size} bytes: the act's bound")

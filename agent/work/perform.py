@@ -5,8 +5,20 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
-from agent.jobs import AnyJob, DownloadJob, LogJob, MemoryJob, Result, SnapshotJob, TidyJob, TrafficJob, encode
-from agent.work import download, log, memory, scribe, snapshot, traffic
+from agent.jobs import (
+    AnyJob,
+    AsideJob,
+    DownloadJob,
+    KeepFileJob,
+    LogJob,
+    MemoryJob,
+    Result,
+    SnapshotJob,
+    TidyJob,
+    TrafficJob,
+    encode,
+)
+from agent.work import download, log, memory, quarantine, scribe, snapshot, traffic
 from stoop.errors import StoopError
 from stoop.evidence.store import Store
 
@@ -31,6 +43,8 @@ PERFORM: dict[type[AnyJob], Perform] = {
     LogJob: _bundled(log.read),
     DownloadJob: _bundled(download.read),
     TrafficJob: _bundled(traffic.read),
+    KeepFileJob: _bundled(quarantine.read),
+    AsideJob: quarantine.perform,
     TidyJob: _tidy,
 }
 """Each kind of job: how it is done."""

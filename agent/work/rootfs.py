@@ -39,6 +39,8 @@ _KERNELS = {
 }  # fmt: skip
 # include/uapi/linux/magic.h; statfs(2). What they show depends on who reads, and a worker may more than the container.
 
+_OVERLAY = 0x794C7630
+
 
 class _Statfs(ctypes.Structure):
     """struct statfs of 64-bit machines (statfs(2)): only its type is used."""
@@ -109,8 +111,17 @@ def find(root: int, path: bytes, resolve: int = IN_ROOT_NO_MAGIC, flags: int = _
 
 def kernels(fd: int) -> str:
     """The name of the kernel's own file system that it lies on; "" for one that stores files. Raises OSError."""
+    return _KERNELS.get(_kind(fd), "")
+
+
+def is_overlay(fd: int) -> bool:
+    """Whether it lies on an overlay. Raises OSError."""
+    return _kind(fd) == _OVERLAY
+
+
+def _kind(fd: int) -> int:
     found = _Statfs()
     if libc.fstatfs(fd, ctypes.byref(found)):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-    return _KERNELS.get(found.type & 0xFFFFFFFF, "")
+    return int(found.type) & 0xFFFFFFFF

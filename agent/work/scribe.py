@@ -25,6 +25,7 @@ from agent.jobs import (
     VOLATILE,
     AnyJob,
     DownloadJob,
+    KeepFileJob,
     LogJob,
     Progress,
     Result,
@@ -68,7 +69,7 @@ its pages, nor need minutes at its end."""
 _F_SETPIPE_SZ = 1031
 # include/uapi/linux/fcntl.h
 
-ONE_THING = (LogJob, DownloadJob, TrafficJob)
+ONE_THING = (LogJob, DownloadJob, TrafficJob, KeepFileJob)
 """Jobs that are asked for one thing: without it there is no bundle, and the job has failed."""
 
 MAX_REASONS = 3
@@ -89,7 +90,8 @@ def perform(read: Read, job: AnyJob, sock: socket.socket, deadline: float, fds: 
         scribe.gather(min(deadline - reserve, begun + job.read_s if job.read_s else deadline))
         read_s = time.monotonic() - begun
         _tell(sock, Progress(READ))
-        if isinstance(job, ONE_THING) and not draft.writer.parts:
+        parts = draft.writer.parts
+        if isinstance(job, ONE_THING) and not parts:
             raise ActFailed("; ".join(f"{lack.what}: {lack.why}" for lack in draft.writer.missing[:MAX_REASONS]))
         notes = scribe.notes | {"read_ms": round(read_s * 1000, 1)}
         if scribe.hung:
@@ -102,6 +104,10 @@ def perform(read: Read, job: AnyJob, sock: socket.socket, deadline: float, fds: 
         "parts": kept.parts,
         "missing": kept.missing,
     }
+    if isinstance(job, KeepFileJob):
+        if kept.missing:
+            return Result(False, "the file could not be kept whole; nothing was changed", details)
+        details |= {"file": parts[0].about["file"], "sha256": parts[0].sha256}
     return Result(True, details=details | ({"hung": sorted(scribe.hung)} if scribe.hung else {}))
 
 
