@@ -17,7 +17,7 @@ from agent.jobs import TrafficJob, Whom
 from agent.node.host import LinuxHost
 from agent.node.procfs import namespace_inode
 from agent.work import traffic
-from tests.real.conftest import PATIENCE_S, Process, Spawn, comm, line
+from tests.real.conftest import PATIENCE_S, Process, Spawn, comm, line, state
 from tests.work.conftest import Bench, child_of, whom
 
 TCPDUMP = shutil.which("tcpdump", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") or ""
@@ -188,7 +188,8 @@ async def test_ended_with_its_worker(bench: Bench, spawn: Spawn, host: LinuxHost
             nursery.start_soon(bench.workers.run, job(bench, target, duration_s=60.0), 90.0)
             (worker,) = await bench.running()
             await bench.until(lambda: bool(tcpdump_of(worker)), "tcpdump runs")
-            pidfd = os.pidfd_open(tcpdump_of(worker))
+            pid = tcpdump_of(worker)
+            pidfd = os.pidfd_open(pid)
             if how == "cancelled":
                 scope.cancel()
             else:
@@ -197,4 +198,5 @@ async def test_ended_with_its_worker(bench: Bench, spawn: Spawn, host: LinuxHost
         await trio.lowlevel.wait_readable(pidfd)
     os.close(pidfd)
     await bench.idle()
+    await bench.until(lambda: state(pid) == "X", "the nursery waits for it")
     assert bench.kept() == []
