@@ -41,7 +41,7 @@ EMPTY_BYTES = 24
 """Of a capture without packets: the file's header (pcap-savefile(5))."""
 
 NOBODY = 65534
-_NET_RAW = 13
+_KILL, _NET_RAW = 5, 13
 _PR_SET_KEEPCAPS, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 8, 38, 47, 2
 _CAPABILITY_VERSION_3 = 0x20080522
 
@@ -68,6 +68,8 @@ def read(teller: Teller, job: TrafficJob, fds: tuple[int, ...]) -> None:
     teller.phase(VOLATILE)
     if not teller.may("capture"):
         return
+    if not _may_kill():
+        raise ActFailed("tcpdump can't be ended without CAP_KILL, so it is not begun")
     network = _network(job, fds)
     try:
         spool = _spool(job.store)
@@ -103,6 +105,14 @@ def _network(job: TrafficJob, fds: tuple[int, ...]) -> int:
         os.close(fd)
         raise TargetRefused(why)
     return fd
+
+
+def _may_kill() -> bool:
+    """Whether CAP_KILL is effective: without it nobody's process outlives us, PR_SET_PDEATHSIG or not (the kernel sends
+    that signal with the rights of the parent that ends)."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    held = (ctypes.c_uint32 * 6)()
+    return libc.capget(header, held) == 0 and bool(held[0] & (1 << _KILL))
 
 
 def _spool(store: str) -> int:
