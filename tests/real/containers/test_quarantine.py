@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import trio
 
 from agent.jobs import AsideJob, KeepFileJob, KeptFile, Result, Whom
 from agent.node.host import LinuxHost
 from agent.node.procfs import namespace_inode
+from stoop.actions.file import quarantine
 from tests.real.containers.node import Node
 from tests.real.containers.pod import Container
 from tests.work.conftest import ORIGIN, Bench, whom
@@ -228,3 +232,56 @@ async def test_odd_names(held: Held, name: bytes) -> None:
     assert name not in os.listdir(os.path.dirname(path))
     assert (await held.back(file)).ok
     assert name in os.listdir(os.path.dirname(path))
+
+
+# Keeps a file, takes it away and gives it back; tells what failed first. Its arguments: pid, path, upper, store.
+ALL = """
+import json, sys, msgspec, trio
+from agent.capture import whom
+from agent.jobs import AsideJob, KeepFileJob, KeptFile
+from agent.node.host import LinuxHost
+from agent.workers import Workers
+from stoop.errors import TargetError
+from stoop.evidence.limits import Limits
+from stoop.evidence.manifest import Origin
+pid, path, upper, directory = int(sys.argv[1]), sys.argv[2].encode(), sys.argv[3], sys.argv[4]
+async def main():
+    try:
+        held = LinuxHost().hold(pid)
+    except TargetError as error:
+        return [False, error.reason]
+    limits, processes = Limits(min_free_bytes=0), (whom(held.facts),)
+    common = dict(key="a", origin=Origin(), store=directory, limits=limits, processes=processes, upper=upper)
+    workers = Workers()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(workers.serve)
+        result = await workers.run(KeepFileJob(**common, path=path, limit=1000), 20.0)
+        if result.ok:
+            file = msgspec.convert(result.details["file"], KeptFile)
+            for back in (False, True):
+                if result.ok:
+                    result = await workers.run(AsideJob(**common, file=file, back=back), 20.0)
+        nursery.cancel_scope.cancel()
+    return [result.ok, result.reason]
+print(json.dumps(trio.run(main)))
+"""
+
+
+@pytest.mark.parametrize("without", ["", *quarantine.SPEC.node_rights])
+async def test_its_rights(held: Held, tmp_path: Path, without: str) -> None:
+    """What is declared is enough, and without one of it it does not work."""
+    held.container.run("sh", "-c", "mkdir /tmp/his; mv /tmp/evil /tmp/his; chown 1000 /tmp/his; chmod 700 /tmp/his")
+    before = held.facts("tmp/his/evil")
+    names = "".join(
+        f",+{right.removeprefix('CAP_').lower()}" for right in quarantine.SPEC.node_rights if right != without
+    )
+    ran = await trio.run_process(
+        [
+            *("setpriv", f"--bounding-set=-all{names}", "--inh-caps=-all", "--no-new-privs", sys.executable, "-c", ALL),
+            *(str(held.target.pid), "/tmp/his/evil", held.upper, str(tmp_path / "store")),
+        ],
+        capture_stdout=True,
+    )
+    done, why = json.loads(ran.stdout)
+    assert (done, bool(why)) == (not without, bool(without))
+    assert held.facts("tmp/his/evil") == before
