@@ -96,11 +96,96 @@ class MemoryJob(Job, frozen=True, kw_only=True, tag=True):
     bytes: int
 
 
+class LogJob(Job, frozen=True, kw_only=True, tag=True):
+    """The last lines of a pod's log, out of the kubelet's files.
+
+    `directory`: where the kubelet keeps them (`/var/log/pods` as this process sees it). `pod`: the pod's directory in
+    it. `containers`: tried in this order until one has a line; () tries all. `attempt`: of the container's instances
+    the one with this number; negative for all, newest first. `bytes`: of the text; older lines are left out.
+    """
+
+    directory: str
+    pod: str
+    containers: tuple[str, ...] = ()
+    attempt: int = -1
+    lines: int = 20
+    bytes: int = 4 * 1024 * 1024
+
+
+class DownloadJob(Job, frozen=True, kw_only=True, tag=True):
+    """One file of the first process's root, which is a container's init. `path`: as the container calls it.
+
+    `limit`: bytes of the file; what is longer is cut, and told. `host_mounts`: inodes of the node's mount namespaces.
+    """
+
+    path: bytes
+    limit: int
+    host_mounts: tuple[int, ...] = ()
+
+
+class KeptFile(msgspec.Struct, frozen=True):
+    """A file to be quarantined: where it is in the container, and what makes it this one. Times: ns since 1970.
+
+    `mode`: permission bits. `aside`: the name in the same directory that it gets.
+    """
+
+    directory: bytes
+    name: bytes
+    aside: bytes
+    device: str
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    mode: int
+    uid: int
+    gid: int
+
+
+class KeepFileJob(Job, frozen=True, kw_only=True, tag=True):
+    """The first half of `file:quarantine`: copy the file, change nothing. `Result.details["file"]`: a KeptFile.
+
+    `upper`: the overlay's upper directory as the runtime told it. `lower`: files of the image too, which are not in it.
+    `limit`: bytes of the file; a larger one is refused, for what is taken away must be kept whole.
+    """
+
+    path: bytes
+    limit: int
+    upper: str
+    lower: bool = False
+    host_mounts: tuple[int, ...] = ()
+
+
+class AsideJob(Job, frozen=True, kw_only=True, tag=True):
+    """The second half: mode 000, and another name in its directory. `back`: undo that. Twice is harmless."""
+
+    file: KeptFile
+    upper: str
+    lower: bool = False
+    back: bool = False
+    host_mounts: tuple[int, ...] = ()
+
+
+class TrafficJob(Job, frozen=True, kw_only=True, tag=True):
+    """What passes in the network namespace of the first process, which is a pod's sandbox or a container's init.
+
+    `program`: tcpdump's path. `network`: the inode that the namespace must have. `host_networks`: those that are the
+    node's, never captured. `duration_s`: seconds; `snaplen`: bytes of each packet, 0 for all. `bytes`: of the capture.
+    """
+
+    program: str
+    network: int
+    host_networks: tuple[int, ...] = ()
+    duration_s: float = 5.0
+    snaplen: int = 0
+    bytes: int = 256 * 1024 * 1024
+
+
 class TidyJob(Job, frozen=True, kw_only=True, tag=True):
     """Put the evidence store in order, as is due at a start; no target is read. `details["notes"]`: what was done."""
 
 
-AnyJob = SnapshotJob | MemoryJob | TidyJob
+AnyJob = SnapshotJob | MemoryJob | LogJob | DownloadJob | TrafficJob | KeepFileJob | AsideJob | TidyJob
 
 
 class Message(msgspec.Struct, frozen=True, tag=True):

@@ -62,6 +62,7 @@ class Child:
     pid: int
     pidfd: int
     deadline: float  # CLOCK_MONOTONIC; when it is killed, or, once it was, counts as abandoned
+    group: int  # the process group of the job: its worker's pid
     killed: bool = False
     abandoned: bool = False
 
@@ -142,7 +143,7 @@ class Nursery:
             return
         if pid == 0:
             self._become_worker(us, start, deadline, fds)
-        self._add(Child(start.id, pid, os.pidfd_open(pid), deadline))
+        self._add(Child(start.id, pid, os.pidfd_open(pid), deadline, pid))
         self._say(Started(start.id, pid))
 
     def _refuse(self, start: Start, fd: int, reason: str) -> None:
@@ -186,13 +187,14 @@ class Nursery:
         if all(other.id != child.id for other in self.children.values()):
             self._say(Ended(child.id, self.statuses.pop(child.id)))
 
-    def _adopt(self, worker: Child) -> None:
-        """What a worker left is ours now (PR_SET_CHILD_SUBREAPER), and has to end. Its group tells whose it was."""
+    def _adopt(self, parent: Child) -> None:
+        """What a process of a job left is ours now (PR_SET_CHILD_SUBREAPER), and has to end. Its group tells whose it
+        was: a worker leaves a reader, and that a program that it runs."""
         known = {child.pid for child in self.children.values()}
         for pid in _children():
-            if pid in known or os.getpgid(pid) != worker.pid:
+            if pid in known or os.getpgid(pid) != parent.group:
                 continue
-            orphan = Child(worker.id, pid, os.pidfd_open(pid), 0.0)
+            orphan = Child(parent.id, pid, os.pidfd_open(pid), 0.0, parent.group)
             self._add(orphan)
             self._kill(orphan)
 

@@ -5,8 +5,20 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
-from agent.jobs import AnyJob, MemoryJob, Result, SnapshotJob, TidyJob, encode
-from agent.work import memory, scribe, snapshot
+from agent.jobs import (
+    AnyJob,
+    AsideJob,
+    DownloadJob,
+    KeepFileJob,
+    LogJob,
+    MemoryJob,
+    Result,
+    SnapshotJob,
+    TidyJob,
+    TrafficJob,
+    encode,
+)
+from agent.work import download, log, memory, quarantine, scribe, snapshot, traffic
 from stoop.errors import StoopError
 from stoop.evidence.store import Store
 
@@ -29,6 +41,11 @@ def _tidy(job: AnyJob, sock: socket.socket, deadline: float, fds: tuple[int, ...
 PERFORM: dict[type[AnyJob], Perform] = {
     SnapshotJob: _bundled(snapshot.read),
     MemoryJob: _bundled(memory.read),
+    LogJob: _bundled(log.read),
+    DownloadJob: _bundled(download.read),
+    TrafficJob: _bundled(traffic.read),
+    KeepFileJob: _bundled(quarantine.read),
+    AsideJob: quarantine.perform,
     TidyJob: _tidy,
 }
 """Each kind of job: how it is done."""

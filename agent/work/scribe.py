@@ -19,11 +19,24 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from agent.jobs import NICE, READ, VOLATILE, AnyJob, Progress, Result, SnapshotJob, encode
+from agent.jobs import (
+    NICE,
+    READ,
+    VOLATILE,
+    AnyJob,
+    DownloadJob,
+    KeepFileJob,
+    LogJob,
+    Progress,
+    Result,
+    SnapshotJob,
+    TrafficJob,
+    encode,
+)
 from agent.node.procfs import parse_stat
 from agent.work.aside import Step, tie_to_parent
 from agent.work.telling import Begin, Done, End, Gap, Lack, Listener, Phase, Piece, Teller, Whole
-from stoop.errors import StoopError
+from stoop.errors import ActFailed, StoopError
 from stoop.evidence.store import Draft, Store
 from stoop.evidence.writing import PartWriter
 
@@ -56,6 +69,12 @@ its pages, nor need minutes at its end."""
 _F_SETPIPE_SZ = 1031
 # include/uapi/linux/fcntl.h
 
+ONE_THING = (LogJob, DownloadJob, TrafficJob, KeepFileJob)
+"""Jobs that are asked for one thing: without it there is no bundle, and the job has failed."""
+
+MAX_REASONS = 3
+"""Told of such a failure; the first one is nearly always the only one."""
+
 Read = Callable[[Teller, Any, tuple[int, ...]], None]
 """Reads a job's target: what to tell it to, the job, the descriptors that came with it."""
 
@@ -71,6 +90,9 @@ def perform(read: Read, job: AnyJob, sock: socket.socket, deadline: float, fds: 
         scribe.gather(min(deadline - reserve, begun + job.read_s if job.read_s else deadline))
         read_s = time.monotonic() - begun
         _tell(sock, Progress(READ))
+        parts = draft.writer.parts
+        if isinstance(job, ONE_THING) and not parts:
+            raise ActFailed("; ".join(f"{lack.what}: {lack.why}" for lack in draft.writer.missing[:MAX_REASONS]))
         notes = scribe.notes | {"read_ms": round(read_s * 1000, 1)}
         if scribe.hung:
             notes["hung"] = sorted(scribe.hung)
@@ -83,6 +105,10 @@ def perform(read: Read, job: AnyJob, sock: socket.socket, deadline: float, fds: 
         "missing": kept.missing,
         "store": store.holds,
     }
+    if isinstance(job, KeepFileJob):
+        if kept.missing:
+            return Result(False, "the file could not be kept whole; nothing was changed", details)
+        details |= {"file": parts[0].about["file"], "sha256": parts[0].sha256}
     return Result(True, details=details | ({"hung": sorted(scribe.hung)} if scribe.hung else {}))
 
 

@@ -1,4 +1,4 @@
-"""The declarations of evidence:snapshot and evidence:memory: each parameter wrong in each way, and their examples."""
+"""The declarations of captures and of file:quarantine: each parameter wrong in each way, and their examples."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 
 from agent.work.memory import KINDS
-from stoop.actions.evidence import memory, snapshot
+from stoop.actions.evidence import memory, pcap, snapshot
 from stoop.actions.evidence.memory import DEFAULT_REGIONS, REGIONS, MemoryParameters
+from stoop.actions.evidence.pcap import PcapParameters
 from stoop.actions.evidence.snapshot import SnapshotParameters
+from stoop.actions.file import quarantine
+from stoop.actions.file.quarantine import QuarantineParameters
 from stoop.catalogue import CATALOGUE, build
 from stoop.rules import load
 from stoop.rules.params import check_parameters, typed_parameters
@@ -19,13 +22,13 @@ from stoop.spec import (
 )
 
 
-@pytest.mark.parametrize("spec", [snapshot.SPEC, memory.SPEC])
+@pytest.mark.parametrize("spec", [snapshot.SPEC, memory.SPEC, pcap.SPEC, quarantine.SPEC])
 def test_the_example_loads(spec: ActionSpec) -> None:
     catalogue = build([*CATALOGUE.actions.values(), Action(spec=spec)], (), ())
     loaded = load((("example.yaml", spec.example.encode()),), catalogue)
     assert len(loaded.rules) == 1
-    assert not spec.destroys
-    assert not spec.reversible
+    changes = spec is quarantine.SPEC
+    assert (spec.destroys, spec.reversible, spec.outlives_boot) == (changes, changes, changes)
 
 
 def test_defaults_pass_their_own_check() -> None:
@@ -35,6 +38,12 @@ def test_defaults_pass_their_own_check() -> None:
     kept = typed_parameters(memory.SPEC, {})
     assert isinstance(kept, MemoryParameters)
     assert (kept.kinds, kept.bytes) == (DEFAULT_REGIONS, 256 * 2**20)
+    heard = typed_parameters(pcap.SPEC, {"duration": 0})
+    assert isinstance(heard, PcapParameters)
+    assert (heard.seconds, heard.snaplen, heard.bytes) == (5, 0, 256 * 2**20)
+    taken_away = typed_parameters(quarantine.SPEC, {"file": "/tmp/x"})
+    assert isinstance(taken_away, QuarantineParameters)
+    assert (taken_away.image_files, taken_away.bytes, taken_away.ttl) == (False, 256 * 2**20, "24h")
 
 
 def test_the_worker_knows_the_same_regions() -> None:
@@ -61,6 +70,15 @@ def test_the_worker_knows_the_same_regions() -> None:
         (memory.SPEC, {"max_bytes": "65GiB"}, "max_bytes", "at most 64GiB"),
         (memory.SPEC, {"max_bytes": "0"}, "max_bytes", "at least 4096 bytes"),
         (memory.SPEC, {"max_bytes": "lots"}, "max_bytes", "size"),
+        (pcap.SPEC, {"duration": -1}, "duration", "duration"),
+        (pcap.SPEC, {"duration": 3601}, "duration", "3600"),
+        (pcap.SPEC, {"duration": "5s"}, "duration", "number"),
+        (pcap.SPEC, {"snaplen": 262145}, "snaplen", "262144"),
+        (pcap.SPEC, {"max_bytes": "3GiB"}, "max_bytes", "at most 2GiB"),
+        (quarantine.SPEC, {"file": ""}, "file", "must not be empty"),
+        (quarantine.SPEC, {"file": "/x", "image_files": "yes"}, "image_files", "true or false"),
+        (quarantine.SPEC, {"file": "/x", "max_bytes": "2GiB"}, "max_bytes", "at most 1GiB"),
+        (quarantine.SPEC, {"file": "/x", "ttl": "soon"}, "ttl", "is not a duration"),
     ],
 )
 def test_wrong_parameters_are_refused(spec: ActionSpec, given: dict[str, Any], parameter: str, said: str) -> None:
