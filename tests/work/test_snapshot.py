@@ -281,6 +281,31 @@ async def test_the_end_of_a_log(bench: Bench, spawn: Spawn, host: LinuxHost, tmp
     assert parts["log.txt"].endswith(b"line 99999\n")
 
 
+async def test_the_newest_of_a_containers_logs(bench: Bench, spawn: Spawn, host: LinuxHost, tmp_path: Path) -> None:
+    logs = tmp_path / "ns_pod_uid" / "main"
+    logs.mkdir(parents=True)
+    for name in ("2.log", "10.log", "9.log.20261124", "99.log.gz", "x.log"):
+        (logs / name).write_text(name)
+    target = spawn("sleep", "600")
+    job = bench.snapshot(whom(target.pid, host), log=LogTail(str(tmp_path), "ns_pod_uid/main/"))
+    _, parts = await taken(bench, job)
+    assert parts["log.txt"] == b"10.log"
+
+
+async def test_a_directory_of_logs_that_is_none(bench: Bench, spawn: Spawn, host: LinuxHost, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "0.log").write_text("a secret")
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "main").symlink_to(outside)
+    target = spawn("sleep", "600")
+    job = bench.snapshot(whom(target.pid, host), log=LogTail(str(logs), "main/"))
+    manifest, parts = await taken(bench, job)
+    assert "log.txt" not in parts
+    assert "log.txt" in missing(manifest)
+
+
 @pytest.mark.root
 async def test_a_container_by_its_members(bench: Bench, make_box: MakeBox, spawn: Spawn, host: LinuxHost) -> None:
     box, other = make_box("v2"), make_box("v2")
