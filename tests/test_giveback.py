@@ -31,6 +31,7 @@ from stoop.testing import FakeClock, Workbench, alert_of
 from stoop.testing_node import BOOT_ID, SECOND_NS
 
 Jumps = trio.testing.MockClock
+DONE = Outcome(Verdict.DONE, "out")
 
 
 class TrioClock(FakeClock):
@@ -91,9 +92,6 @@ class Lamp:
 def rule_of(actionner: str, name: str = "rule", **parameters: Any) -> RuleForm:
     step = ActionForm("do it", actionner, continue_=True, parameters=parameters)
     return RuleForm(rule=name, match=MatchForm(rules=("Shell",)), actions=(step,), allow_host=True)
-
-
-DONE = Outcome(Verdict.DONE, "out")
 
 
 def bench_of(lamp: Lamp, *rules: RuleForm) -> Workbench:
