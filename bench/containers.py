@@ -86,8 +86,11 @@ class Container:
         """Seconds from before `act` until the last process was seen to have exited."""
         begun = time.perf_counter()
         act()
-        for victim in self.victims:
+        init, *others = self.victims
+        for victim in others:
             victim.exited_after(lambda: None)
+            victim.end()  # an init ends only when all of its namespace have been reaped (pid_namespaces(7))
+        init.exited_after(lambda: None)
         return time.perf_counter() - begun
 
     def frozen_after(self, act: Callable[[], object]) -> float:
@@ -107,7 +110,7 @@ class Container:
     def end(self) -> None:
         """Thaw, kill, remove."""
         os.write(self._freeze, b"0")
-        for victim in self.victims:
+        for victim in reversed(self.victims):
             victim.end()
         for fd in (self._kill, self._freeze, self._events):
             os.close(fd)

@@ -36,10 +36,13 @@ class Victim:
         signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def end(self) -> None:
-        """Make sure that it is gone, and reap it."""
+        """Make sure that it is gone, and reap it. Idempotent."""
+        if self.pidfd < 0:
+            return
         self.signal()
         os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
         os.close(self.pidfd)
+        self.pidfd = -1
 
 
 def idle(seconds: float) -> None:

@@ -45,10 +45,11 @@ FREEZE_WAIT_NS = 5_000_000
 _SMALL = 4096
 # Bytes read of a switch or of cgroup.events: some 30 of them are used. The kernel gives a page at a time.
 
-_EAGER_READS = 20
-# Read so often before pausing between reads: most freezes are complete by then.
+_EAGER_NS = 50_000
+# Read again and again so long before pausing between reads. Not longer: each process must run to come to a stand, and
+# on a busy machine it waits for the very processor that reads here.
 
-_PAUSE_MS = 1
+_PAUSE_S = 0.0001
 
 
 class Found(NamedTuple):
@@ -267,8 +268,7 @@ def _switch(switch: str, sign: str, words: _Words) -> bool:
 
 def _await_sign(path: str, sign: bytes) -> None:
     """Wait until the file says so, within FREEZE_WAIT_NS. What is gone says nothing more."""
-    until = time.monotonic_ns() + FREEZE_WAIT_NS
-    reads = 0
+    begun = time.monotonic_ns()
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -276,10 +276,9 @@ def _await_sign(path: str, sign: bytes) -> None:
             return
         raise
     try:
-        while sign not in os.pread(file, _SMALL, 0) and time.monotonic_ns() < until:
-            reads += 1
-            if reads > _EAGER_READS:
-                select.poll().poll(_PAUSE_MS)
+        while sign not in os.pread(file, _SMALL, 0) and (waited := time.monotonic_ns() - begun) < FREEZE_WAIT_NS:
+            if waited > _EAGER_NS:
+                select.select((), (), (), _PAUSE_S)
     except OSError as error:
         if not _gone_or_threaded(error):
             raise
