@@ -21,7 +21,7 @@ from tests.work.test_traffic import TCPDUMP, packets
 
 pytestmark = [pytest.mark.real, pytest.mark.root]
 
-SAYS = "echo one; echo two >&2; head -c 20000 /dev/zero | tr '\\0' x; echo; echo end; sleep 600"
+SAYS = "echo one; echo two; head -c 20000 /dev/zero | tr '\\0' x; echo; echo end; sleep 600"
 
 
 async def test_the_log(the_node: Node, bench: Bench) -> None:
