@@ -19,6 +19,8 @@ from agent.node.jobs import Probe, Read, Reply, encode, read_reply
 from stoop.errors import ActFailed
 from tests.real.conftest import PATIENCE_S, Spawn, await_that
 
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it changes rights, owners or mounts")
+
 HAND = (sys.executable, "-P", "-m", "agent.node.hand")
 
 ASK = """
@@ -122,7 +124,7 @@ def status(pid: int) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-@pytest.mark.root
+@needs_root
 async def test_it_keeps_two_rights_only() -> None:
     async with open_hands() as hands:
         held = status(hands.pid)
@@ -158,13 +160,13 @@ def told(*prefix: str) -> str:
     return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=PATIENCE_S).stdout.strip()
 
 
-@pytest.mark.root
+@needs_root
 @pytest.mark.skipif(shutil.which("nft") is None, reason="needs nft(8) and ip(8)")
 def test_with_every_right_it_is_available() -> None:
     assert told() == "available"
 
 
-@pytest.mark.root
+@needs_root
 @pytest.mark.skipif(shutil.which("nft") is None, reason="needs nft(8) and ip(8)")
 @pytest.mark.parametrize(
     ("missing", "reason"),
@@ -177,7 +179,7 @@ def test_a_missing_right_is_named(missing: str, reason: str) -> None:
     assert told("setpriv", f"--bounding-set=-{missing}", f"--inh-caps=-{missing}").endswith(reason)
 
 
-@pytest.mark.root
+@needs_root
 def test_a_missing_library_is_named() -> None:
     listed = subprocess.run(["ldconfig", "-p"], check=True, capture_output=True, text=True).stdout
     path = next((line.split()[-1] for line in listed.splitlines() if "libnftables.so.1 " in line), "")
