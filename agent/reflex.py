@@ -126,20 +126,7 @@ class Reflex:
         self.holdings = Holdings(HoldFiles(Path(config.state_dir)), self.clocks, self.host.boot_id, self.say)
         self._first = First(config.evidence_first, config.evidence_deadline_ns / 1e9)
         self.giveback = GiveBack(self.holdings, CATALOGUE, self.host, recorder, self.clocks, self.say)
-        self.responder = Responder(
-            Parts(
-                node=config.node_name,
-                host=self.host,
-                judge=self.judge,
-                memory=self.memory,
-                recorder=recorder,
-                holdings=self.holdings,
-                clocks=self.clocks,
-                mode=self.mode,
-                act_deadline_s=config.guard.act_deadline_ns / 1e9,
-                first=self._first,
-            )
-        )
+        self.responder = self._make_responder(config)
         self.front = Front(self.responder, self.metrics, self.own, self.say, self.clocks.mono_ns, self.look_at_clock)
         self.front.show_all = config.print_all_events
         self.vitals = Vitals(config, Body(self.front, self.own, self.keeps.skew, recorder, self.clocks, self.say))
@@ -160,6 +147,22 @@ class Reflex:
         self.reach = Reach(self.say)
         self.serving: Serving | None = None
         self.stopping = False
+
+    def _make_responder(self, config: Config) -> Responder:
+        return Responder(
+            Parts(
+                node=config.node_name,
+                host=self.host,
+                judge=self.judge,
+                memory=self.memory,
+                recorder=self.recorder,
+                holdings=self.holdings,
+                clocks=self.clocks,
+                mode=self.mode,
+                act_deadline_s=config.guard.act_deadline_ns / 1e9,
+                first=self._first,
+            )
+        )
 
     # ------------------------------------------------------------ words
 
