@@ -128,7 +128,7 @@ def test_killed_amid_a_thousand_alerts_the_loss_is_told_and_nothing_is_done_twic
     window = recovery["window"] or {"from_ns": 0, "to_ns": 0, "at_most": 0}
     lost = len(sending.answered_ns) - len(recovered)
     assert len(recovered) == len(before) + recovery["unfinished"]
-    assert lost <= window["at_most"] <= len(sending.sent_ns)
+    assert lost <= window["at_most"] <= len(sending.sent_ns) + 1  # one may have been taken before we noted it as sent
     assert recovery["clean"] is (lost == 0 and not window["at_most"])
     if lost:
         # The journal has the first ones; which were lost, by their places: the last ones that were answered.
