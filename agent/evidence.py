@@ -10,18 +10,15 @@ from typing import Any
 
 import trio
 
-from agent.capture import Stillness, box, processes, run_still
-from agent.jobs import READ, Job, LogTail, MemoryJob, Result, SnapshotJob, TidyJob
+from agent.capture import Stillness, run_still
+from agent.jobs import READ, Result, TidyJob
+from agent.orders import Orders
 from agent.workers import Workers
 from stoop import config_model
-from stoop.captures import Captured, MemoryWanted, SnapshotWanted, Still, Wanted
+from stoop.captures import Captured, Still, Wanted
 from stoop.evidence.limits import DIRECTORY, Limits
 from stoop.evidence.manifest import SUFFIX, Origin
 from stoop.node import ContainerFacts, Lookup, ProcessFacts
-from stoop.pods import PodFacts
-
-POD_LOGS = "/var/log/pods"
-"""Where the kubelet has the logs of containers: `<namespace>_<pod>_<uid>/<container>/<count>.log`."""
 
 TIDY_SECONDS = 60.0
 """For putting the store in order at the start: 2,000 names and one manifest, on a disk that may be busy."""
@@ -82,9 +79,7 @@ class Evidence:
         kept = config.evidence
         self._directory = f"{config.state_dir}/{DIRECTORY}"
         self._limits = Limits(max_bytes=kept.max_bytes, max_count=kept.max_count, max_age_s=kept.max_age_ns / 1e9)
-        self._node_name = config.node_name
-        self._node = node
-        self._boot_id = boot_id
+        self._orders = Orders(config.node_name, boot_id, self._directory, self._limits, node)
         self._warn = warn
         self._own = own
         self._nursery: trio.Nursery | None = None
@@ -139,7 +134,7 @@ class Evidence:
         still: Still | None,
         progress: Callable[[str], None],
     ) -> Captured:
-        job = self._job(wanted, given, container)
+        job = self._orders.job(wanted, given, container)
         stillness = Stillness(lambda: True, still.thaw, still.for_s) if still is not None else NOT_STILL
         result = await run_still(self.workers, job, wanted.deadline_s, stillness, progress=progress)
         return self._told(result)
@@ -150,43 +145,6 @@ class Evidence:
         if "bundle" in details:
             details["path"] = f"{self._directory}/{details['bundle']}{SUFFIX}"
         return Captured(result.ok, result.reason, details)
-
-    def _job(self, wanted: Wanted, given: Sequence[ProcessFacts], container: ContainerFacts | None) -> Job:
-        about = wanted.about
-        common: dict[str, Any] = {
-            "key": container.container_id if container is not None else (given[0].container_id or given[0].identity),
-            "origin": Origin(
-                node=self._node_name,
-                boot_id=self._boot_id,
-                alert=about.alert,
-                run=about.run,
-                act=about.act,
-                rule=about.rule,
-                action=about.action,
-                actionner=about.actionner,
-            ),
-            "store": self._directory,
-            "limits": self._limits,
-            "target": wanted.target,
-            "processes": processes(given),
-            "container": box(container) if container is not None else None,
-        }
-        if isinstance(wanted, MemoryWanted):
-            return MemoryJob(**common, regions=wanted.regions, bytes=wanted.bytes)
-        assert isinstance(wanted, SnapshotWanted)
-        return SnapshotJob(
-            **common,
-            executable_bytes=wanted.executable_bytes,
-            list_upper=wanted.changes and container is not None,
-            log=self._log(container, wanted.log_bytes),
-        )
-
-    def _log(self, container: ContainerFacts | None, most: int) -> LogTail | None:
-        """The newest of the kubelet's log files of this container; None where the node does not tell its names."""
-        if container is None or not most:
-            return None
-        name = log_directory(self._node.pod_of(container.container_id, container.pod_uid))
-        return LogTail(POD_LOGS, name, most) if name else None
 
     async def _tidy(self) -> None:
         """Clear what killed writers left, let go of what is too much or too old."""
@@ -217,10 +175,3 @@ class Evidence:
 
 
 NOT_STILL = Stillness(lambda: False, lambda: None, 0.0)
-
-
-def log_directory(pod: PodFacts) -> str:
-    """The directory of a container's log files below POD_LOGS, with a `/` at its end; "" where a name is missing."""
-    names = (pod.namespace.value, pod.name.value, pod.uid.value, pod.container.value)
-    plain = all(name and "/" not in name and name not in (".", "..") for name in names)
-    return f"{names[0]}_{names[1]}_{names[2]}/{names[3]}/" if plain else ""

@@ -162,7 +162,8 @@ def test_a_storm_of_alerts_about_one_container_kills_no_other(make_on_node: Make
     agent.send(*[told_of(scene.victim, rule="container:kill") for _ in range(50)])
     await_that(lambda: len(acts_of(agent)) == 50, f"50 records; log: {agent.said()[-2000:]}")
     outcomes = [row["outcome"] for row in acts_of(agent)]
-    assert outcomes[0] == "done"
+    # Alerts that came while the first was acted on are told before it is: it has its outcome when the kill is proven.
+    assert outcomes.count("done") >= 1
     assert set(outcomes) <= {"done", "skipped", "refused"}
     assert alive(scene.sibling.init_pid)
     assert alive(scene.stranger.init_pid)

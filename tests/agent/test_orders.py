@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.evidence import log_directory
+from agent.orders import log_directory
 from stoop.pods import PodFacts, Source, Told
 
 

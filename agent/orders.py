@@ -1,0 +1,88 @@
+"""What an act wants to keep → the job for a worker, one function a kind. Nothing here looks into what a target made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from agent.capture import box, processes
+from agent.jobs import Job, LogTail, MemoryJob, SnapshotJob
+from stoop.captures import MemoryWanted, SnapshotWanted, Wanted
+from stoop.evidence.limits import Limits
+from stoop.evidence.manifest import Origin
+from stoop.node import ContainerFacts, Lookup, ProcessFacts
+from stoop.pods import PodFacts
+
+POD_LOGS = "/var/log/pods"
+"""Where the kubelet has the logs of containers: `<namespace>_<pod>_<uid>/<container>/<count>.log`."""
+
+
+class Orders(msgspec.Struct, frozen=True):
+    """Makes jobs. `store`: the evidence store's directory."""
+
+    node_name: str
+    boot_id: str
+    store: str
+    limits: Limits
+    node: Lookup
+
+    def job(self, wanted: Wanted, given: Sequence[ProcessFacts], container: ContainerFacts | None) -> Job:
+        """The job that keeps what is wanted of these processes, and of this container."""
+        about = wanted.about
+        common: dict[str, Any] = {
+            "key": container.container_id if container is not None else (given[0].container_id or given[0].identity),
+            "origin": Origin(
+                node=self.node_name,
+                boot_id=self.boot_id,
+                alert=about.alert,
+                run=about.run,
+                act=about.act,
+                rule=about.rule,
+                action=about.action,
+                actionner=about.actionner,
+            ),
+            "store": self.store,
+            "limits": self.limits,
+            "target": wanted.target,
+            "processes": processes(given),
+            "container": box(container) if container is not None else None,
+        }
+        return ORDERS[type(wanted)](self.node, wanted, container, common)
+
+
+def _memory(node: Lookup, wanted: Wanted, container: ContainerFacts | None, common: dict[str, Any]) -> Job:
+    assert isinstance(wanted, MemoryWanted)
+    return MemoryJob(**common, regions=wanted.regions, bytes=wanted.bytes)
+
+
+def _snapshot(node: Lookup, wanted: Wanted, container: ContainerFacts | None, common: dict[str, Any]) -> Job:
+    assert isinstance(wanted, SnapshotWanted)
+    return SnapshotJob(
+        **common,
+        executable_bytes=wanted.executable_bytes,
+        list_upper=wanted.changes and container is not None,
+        log=_log_tail(node, container, wanted.log_bytes),
+    )
+
+
+Order = Callable[[Lookup, Wanted, ContainerFacts | None, dict[str, Any]], Job]
+
+ORDERS: dict[type[Wanted], Order] = {MemoryWanted: _memory, SnapshotWanted: _snapshot}
+"""Each kind of what is wanted: the job that keeps it."""
+
+
+def _log_tail(node: Lookup, container: ContainerFacts | None, most: int) -> LogTail | None:
+    """The newest of the kubelet's log files of this container; None where the node does not tell its names."""
+    if container is None or not most:
+        return None
+    name = log_directory(node.pod_of(container.container_id, container.pod_uid))
+    return LogTail(POD_LOGS, name, most) if name else None
+
+
+def log_directory(pod: PodFacts) -> str:
+    """The directory of a container's log files below POD_LOGS, with a `/` at its end; "" where a name is missing."""
+    names = (pod.namespace.value, pod.name.value, pod.uid.value, pod.container.value)
+    plain = all(name and "/" not in name and name not in (".", "..") for name in names)
+    return f"{names[0]}_{names[1]}_{names[2]}/{names[3]}/" if plain else ""
