@@ -19,9 +19,10 @@ from agent.node.pods import Pods
 from agent.node.procfs import Procfs
 from agent.node.session import entry_of
 from agent.node.taskstats import Taskstats
+from agent.node.uppers import Uppers
 from stoop.errors import ActFailed, TargetError, TargetGone, TargetRefused
 from stoop.node import CaptureHands, ContainerFacts, NetworkHands, ProcessFacts
-from stoop.pods import NamespaceFacts, PodFacts
+from stoop.pods import NamespaceFacts, PodFacts, Upper
 
 PID_MAX = 4_194_304
 """The largest pid of a 64-bit machine (PID_MAX_LIMIT of the kernel)."""
@@ -47,7 +48,9 @@ class LinuxHost:
         self._pauses = Pauses(self._containers)
         self._taskstats = Taskstats()
         self._facts = Facts(self._procfs, self._taskstats)
-        self._pods = Pods(Bundles(self._procfs, root), KubeletLogs(root), time.monotonic_ns)
+        bundles = Bundles(self._procfs, root)
+        self._pods = Pods(bundles, KubeletLogs(root), time.monotonic_ns)
+        self._uppers = Uppers(bundles, self._procfs, reference_pid, root)
         self.network: NetworkHands | None = None
         self.capture: CaptureHands | None = None
         self._namespaces = Namespaces(self._procfs, self._containers.index, reference_pid)
@@ -154,6 +157,10 @@ class LinuxHost:
         Files are read at the first question about a container (`Pods`); where the runtime's are not seen, every 10 s.
         """
         return self._pods.of(container_id, pod_uid)
+
+    def upper_of(self, container: ContainerFacts) -> Upper:
+        """As `Uppers.of`."""
+        return self._uppers.of(container.container_id)
 
     def namespaces_of(self, container: ContainerFacts, process: ProcessFacts | None = None) -> NamespaceFacts:
         """Of a container and its pod's sandbox; where this process sits elsewhere. Raises TargetGone, TargetRefused."""
