@@ -5,7 +5,8 @@ The workers' nursery is started with the first rule that takes evidence: a proce
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import trio
@@ -18,6 +19,7 @@ from stoop import config_model
 from stoop.captures import Captured, Still, Wanted
 from stoop.evidence.limits import DIRECTORY, Limits
 from stoop.evidence.manifest import SUFFIX, Origin
+from stoop.evidence.pins import unpin
 from stoop.node import ContainerFacts, Lookup, ProcessFacts
 
 TIDY_SECONDS = 60.0
@@ -86,6 +88,7 @@ class Evidence:
         self._under_way = 0
         self.workers = Workers(warn=warn, changed=self._changed)
         self.store: dict[str, int] = {"bytes": 0, "bundles": 0}
+        self.held: Callable[[], Iterable[str]] = tuple  # acts that hold files, and need their bundles
 
     async def serve(self) -> None:
         """Keep workers, and put the store in order once. Captures that go on by themselves end with it."""
@@ -116,6 +119,10 @@ class Evidence:
             self._nursery.start_soon(self._go_on, capturing, wanted, given, container)
         return capturing
 
+    def release(self, act: str) -> None:
+        """What it kept is as any other bundle from now on. One unlink(2) in our own directory."""
+        unpin(self._directory, act)
+
     async def _go_on(
         self, capturing: Capturing, wanted: Wanted, given: Sequence[ProcessFacts], container: ContainerFacts | None
     ) -> None:
@@ -144,11 +151,18 @@ class Evidence:
         self.store = details.pop("store", self.store)
         if "bundle" in details:
             details["path"] = f"{self._directory}/{details['bundle']}{SUFFIX}"
-        return Captured(result.ok, result.reason, details)
+        return Captured(result.ok, result.reason, details, result.refused, result.gone)
 
     async def _tidy(self) -> None:
         """Clear what killed writers left, let go of what is too much or too old."""
-        job = TidyJob(key="the evidence store", origin=Origin(), store=self._directory, limits=self._limits)
+        job = TidyJob(
+            key="the evidence store",
+            origin=Origin(),
+            store=self._directory,
+            limits=self._limits,
+            held=tuple(self.held()),
+            before_ns=time.time_ns(),
+        )
         result = await self.workers.run(job, TIDY_SECONDS)
         self._told(result)
         for note in result.details.get("notes", ()):

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from agent.capture import box, processes
-from agent.jobs import Job, LogTail, MemoryJob, SnapshotJob
-from stoop.captures import MemoryWanted, SnapshotWanted, Wanted
+from agent.jobs import AsideJob, Job, KeepFileJob, KeptFile, LogTail, MemoryJob, SnapshotJob
+from stoop.captures import AsideWanted, FileWanted, KeepFileWanted, MemoryWanted, SnapshotWanted, Wanted
 from stoop.evidence.limits import Limits
 from stoop.evidence.manifest import Origin
 from stoop.node import ContainerFacts, Lookup, ProcessFacts
@@ -67,9 +67,43 @@ def _snapshot(node: Lookup, wanted: Wanted, container: ContainerFacts | None, co
     )
 
 
+def _keep_file(node: Lookup, wanted: Wanted, container: ContainerFacts | None, common: dict[str, Any]) -> Job:
+    assert isinstance(wanted, KeepFileWanted)
+    return KeepFileJob(**common, **_of_file(node, wanted, container), path=wanted.path, limit=wanted.limit)
+
+
+def _aside(node: Lookup, wanted: Wanted, container: ContainerFacts | None, common: dict[str, Any]) -> Job:
+    assert isinstance(wanted, AsideWanted)
+    return AsideJob(
+        **common,
+        **_of_file(node, wanted, container),
+        file=msgspec.convert(wanted.file, KeptFile),
+        step=wanted.step,
+        bundle=wanted.bundle,
+        sha256=wanted.sha256,
+    )
+
+
+def _of_file(node: Lookup, wanted: FileWanted, container: ContainerFacts | None) -> dict[str, Any]:
+    assert container is not None
+    upper = node.upper_of(container)
+    return {
+        "upper": upper.directory,
+        "device": upper.device,
+        "lower": wanted.image_files,
+        "interpreters": wanted.interpreters,
+        "host_mounts": wanted.host_mounts,
+    }
+
+
 Order = Callable[[Lookup, Wanted, ContainerFacts | None, dict[str, Any]], Job]
 
-ORDERS: dict[type[Wanted], Order] = {MemoryWanted: _memory, SnapshotWanted: _snapshot}
+ORDERS: dict[type[Wanted], Order] = {
+    MemoryWanted: _memory,
+    SnapshotWanted: _snapshot,
+    KeepFileWanted: _keep_file,
+    AsideWanted: _aside,
+}
 """Each kind of what is wanted: the job that keeps it."""
 
 

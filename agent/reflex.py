@@ -9,7 +9,7 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ from stoop.rules import RuleForm, RuleSet
 from stoop.skew import Skew
 from stoop.spec import (
     Mode,
+    OutputUse,
     Scope,
     Verdict,
 )
@@ -68,8 +69,8 @@ NETWORK = "network:"
 """The category of the actions that need the network hands."""
 
 
-EVIDENCE = "evidence:"
-"""The category of the actions that need workers."""
+FILE = "file:"
+"""The category of the actions whose holds need their bundles."""
 
 
 class Marks:
@@ -211,6 +212,8 @@ class Reflex:
             self.say("error", "an act was under way when the agent last ended", **record.public())
         self.giveback.recover()
         self._want_network(hold.actionner for hold in self.holdings.table)
+        if any(True for _ in self._files_held()):
+            self._want_workers()
         for line in resume(self.host, recovery.unfinished, self.holdings.table):
             self.warn("what the last agent held still goes on", what=line)
         if recovery.window is not None:
@@ -254,12 +257,19 @@ class Reflex:
         """Whether a rule ever needs workers: by its actions, or before them."""
         specs = [CATALOGUE.actions[step.actionner].spec for step in form.actions]
         first = self._first.applies(form) and any(spec.destroys and spec.scope is Scope.NODE for spec in specs)
-        return first or any(spec.name.startswith(EVIDENCE) for spec in specs)
+        return first or any(spec.scope is Scope.NODE and spec.output is not OutputUse.NONE for spec in specs)
 
     def _want_evidence(self, rules: RuleSet) -> None:
         if any(self._takes_evidence(rule.form) for rule in rules.rules):
-            self.host.capture = self.evidence
-            self._evidence_wanted.set()
+            self._want_workers()
+
+    def _want_workers(self) -> None:
+        self.evidence.held = self._files_held
+        self.host.capture = self.evidence
+        self._evidence_wanted.set()
+
+    def _files_held(self) -> Iterator[str]:
+        return (hold.act for hold in self.holdings.table if hold.actionner.startswith(FILE))
 
     def _use(self, rules: RuleSet) -> RuleSet:
         """Swap the rules; the collector never looks at the new ones, as at all that was there at the start."""

@@ -45,6 +45,35 @@ class MemoryWanted(Wanted, frozen=True, kw_only=True):
     bytes: int
 
 
+class FileWanted(Wanted, frozen=True, kw_only=True):
+    """About one file of a container whose first process is given. `host_mounts`: inodes of the node's mount namespaces.
+
+    `image_files`: files of the image too. `interpreters`: also those of them that run scripts.
+    """
+
+    host_mounts: tuple[int, ...]
+    image_files: bool
+    interpreters: bool
+
+
+class KeepFileWanted(FileWanted, frozen=True, kw_only=True):
+    """Its content, whole, and all that undo needs (`Captured.details["file"]`). `path`: as the container calls it;
+    b"" for the executable of the second process given. `limit`: bytes; a larger one is refused."""
+
+    path: bytes
+    limit: int
+
+
+class AsideWanted(FileWanted, frozen=True, kw_only=True):
+    """What was kept (`file`, in this `bundle`, with this hash) is taken out of use (`step` `aside`), given back
+    (`back`), or looked at (`look`: `Captured.reason` says what somebody else did to it)."""
+
+    file: dict[str, Any]
+    bundle: str
+    sha256: str
+    step: str
+
+
 class Still(msgspec.Struct, frozen=True):
     """A target that was made to stand still: `thaw` has it go on (twice is harmless), after `for_s` at the latest."""
 
@@ -54,8 +83,11 @@ class Still(msgspec.Struct, frozen=True):
 
 class Captured(msgspec.Struct, frozen=True):
     """What came of it. `details` are kept in the act's record: bundle, path, bytes, manifest (its SHA-256), parts,
-    missing, frozen_ms, hung. `reason`: why there is no bundle, "" where there is one."""
+    missing, frozen_ms, hung. `reason`: why there is no bundle, "" where there is one. `refused`: because of what the
+    target is; `gone`: because it has ended."""
 
     ok: bool
     reason: str = ""
     details: dict[str, Any] = {}
+    refused: bool = False
+    gone: bool = False

@@ -204,11 +204,12 @@ class GiveBack:
             undo = action.at_end or undo
         if undo is None:
             return Outcome(Verdict.FAILED, f"{hold.actionner} can't be undone by this version")
+        seconds = (action.undo_s if action is not None else 0.0) or UNDO_SECONDS
         try:
-            with trio.fail_after(UNDO_SECONDS):
+            with trio.fail_after(seconds):
                 return await undo(self._host, hold.state)
         except trio.TooSlowError:
-            return Outcome(Verdict.FAILED, f"not undone within {UNDO_SECONDS:g} s")
+            return Outcome(Verdict.FAILED, f"not undone within {seconds:g} s")
         except TargetGone as error:
             return Outcome(Verdict.SKIPPED, error.reason)
         except (TargetError, ActFailed) as error:

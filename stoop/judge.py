@@ -91,6 +91,8 @@ class Judge:
             protects_container=self._protects_container,
             about=run.about,
             fields=run.matched.alert.fields,
+            alert=run.matched.alert,
+            actor=run.subject.held,
         )
         return Ready(action, context, target)
 

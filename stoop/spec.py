@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from stoop.alert import Alert
 from stoop.captures import About
 from stoop.node import ContainerFacts, HeldProcess, NodeHost, ProcessFacts
 
@@ -134,7 +135,7 @@ class ActionSpec(Spec, frozen=True, kw_only=True):
     `continue_default`: Talon's default of `continue` for this actionner.
     `idempotent_with`: which parameters it is idempotent with, where it is not with all.
     `reversible`: it holds something until its `ttl` is over, and gives it back then. `outlives_boot`: what it holds is
-    still held after the machine was restarted (a file that was moved), so it is kept on disk before it is done.
+    still held after the machine was restarted (a file that was moved), so the act calls `keep_synced` before it.
     """
 
     target: TargetKind
@@ -185,7 +186,9 @@ class ActContext(msgspec.Struct, frozen=True):
     """What `begin` gets: the held target, the typed parameters, and ways to ask who is protected.
 
     `act`: the id of this act. Of a reversible one: `reversal`, what was kept (if its key was held already, of that
-    time), and `keep`, to add to the state that `undo` gets before something more is changed.
+    time), and `keep`, to add to the state that `undo` gets before something more is changed. `keep_synced` does that on
+    the disk itself, in a thread, and returns "" or why nothing may be changed now (it can't be written; it was given
+    back meanwhile).
     """
 
     host: NodeHost
@@ -199,6 +202,9 @@ class ActContext(msgspec.Struct, frozen=True):
     keep: Callable[[dict[str, Any]], None] | None = None
     about: Callable[[], About] | None = None  # by whose word the act of now is done
     fields: Mapping[str, Any] = {}  # the alert's output_fields: words, not facts
+    alert: Alert | None = None  # the same, for placeholders (`stoop.template`)
+    actor: HeldProcess | None = None  # the alert's process where it lives and is proven, also of an act on a container
+    keep_synced: Callable[[dict[str, Any]], Awaitable[str]] | None = None
 
 
 class Begun(msgspec.Struct, frozen=True):
@@ -229,8 +235,9 @@ class Action(msgspec.Struct, frozen=True):
 
     A reversible action has more. `plan` reads what undoing will need, before anything is changed. `undo` gives
     back exactly that: `done`; `skipped` where nothing of ours is left (gone, or somebody else changed it since, which
-    it says); `failed` to be tried again. It may be called at any time, twice, and after a restart. `at_end` is called
-    in its place when the time is over, where that means something else. `drift` tells what somebody else did to it
+    it says); `failed` to be tried again. It may be called at any time, twice, and after a restart, and gets `undo_s`
+    seconds (0: as usual). `at_end` is called in its place when the time is over, where that means something else.
+    `drift` tells what somebody else did to it
     meanwhile, "" for nothing.
     """
 
@@ -241,6 +248,7 @@ class Action(msgspec.Struct, frozen=True):
     deadline_s: Callable[[Any], float] | None = None
     plan: Plan | None = None
     undo: Undo | None = None
+    undo_s: float = 0.0
     at_end: Undo | None = None
     drift: Drift | None = None
 

@@ -18,8 +18,8 @@ from agent.jobs import (
     TrafficJob,
     encode,
 )
-from agent.work import download, log, memory, quarantine, scribe, snapshot, traffic
-from stoop.errors import StoopError
+from agent.work import disuse, download, log, memory, quarantine, scribe, snapshot, traffic
+from stoop.errors import StoopError, TargetGone, TargetRefused
 from stoop.evidence.store import Store
 
 MAX_NOTES = 100
@@ -33,7 +33,10 @@ def _bundled(read: scribe.Read) -> Perform:
 
 
 def _tidy(job: AnyJob, sock: socket.socket, deadline: float, fds: tuple[int, ...]) -> Result:
+    assert isinstance(job, TidyJob)
     with Store(job.store, job.limits) as store:
+        if job.before_ns:
+            store.unpin_others(job.held, job.before_ns)
         notes = store.tidy()[:MAX_NOTES]
         return Result(True, details={"notes": notes, "store": store.holds})
 
@@ -45,7 +48,7 @@ PERFORM: dict[type[AnyJob], Perform] = {
     DownloadJob: _bundled(download.read),
     TrafficJob: _bundled(traffic.read),
     KeepFileJob: _bundled(quarantine.read),
-    AsideJob: quarantine.perform,
+    AsideJob: disuse.perform,
     TidyJob: _tidy,
 }
 """Each kind of job: how it is done."""
@@ -56,5 +59,6 @@ def perform(job: AnyJob, sock: socket.socket, deadline: float, fds: tuple[int, .
     try:
         result = PERFORM[type(job)](job, sock, deadline, fds)
     except StoopError as error:
-        result = Result(False, str(error))
+        refused, gone = isinstance(error, TargetRefused), isinstance(error, TargetGone)
+        result = Result(False, str(error), refused=refused, gone=gone)
     sock.send(encode(result))

@@ -19,6 +19,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from agent.jobs import (
     NICE,
     READ,
@@ -35,8 +37,8 @@ from agent.jobs import (
 )
 from agent.node.procfs import parse_stat
 from agent.work.aside import Step, tie_to_parent
-from agent.work.telling import Begin, Done, End, Gap, Lack, Listener, Phase, Piece, Teller, Whole
-from stoop.errors import ActFailed, StoopError
+from agent.work.telling import Begin, Done, End, Gap, Lack, Listener, No, Phase, Piece, Teller, Whole
+from stoop.errors import ActFailed, StoopError, TargetError, TargetGone, TargetRefused
 from stoop.evidence.store import Draft, Store
 from stoop.evidence.writing import PartWriter
 
@@ -86,17 +88,22 @@ def perform(read: Read, job: AnyJob, sock: socket.socket, deadline: float, fds: 
         os.nice(NICE)
     reserve = min(max(RESERVE_SECONDS, (deadline - begun) / 10), RESERVE_MOST_SECONDS)
     with Store(job.store, job.limits) as store, store.draft() as draft:
+        if isinstance(job, KeepFileJob):
+            job = msgspec.structs.replace(job, room=store.room_for_pins())
         scribe = _Scribe(read, job, sock, fds, draft)
         scribe.gather(min(deadline - reserve, begun + job.read_s if job.read_s else deadline))
         read_s = time.monotonic() - begun
         _tell(sock, Progress(READ))
         parts = draft.writer.parts
         if isinstance(job, ONE_THING) and not parts:
+            if scribe.no is not None:
+                raise scribe.no
             raise ActFailed("; ".join(f"{lack.what}: {lack.why}" for lack in draft.writer.missing[:MAX_REASONS]))
         notes = scribe.notes | {"read_ms": round(read_s * 1000, 1)}
         if scribe.hung:
             notes["hung"] = sorted(scribe.hung)
-        kept = draft.commit(job.origin, job.target, notes)
+        whole = not draft.writer.missing_count
+        kept = draft.commit(job.origin, job.target, notes, pinned=isinstance(job, KeepFileJob) and whole)
     details: dict[str, Any] = {
         "bundle": kept.bundle,
         "bytes": kept.bytes,
@@ -108,7 +115,8 @@ def perform(read: Read, job: AnyJob, sock: socket.socket, deadline: float, fds: 
     if isinstance(job, KeepFileJob):
         if kept.missing:
             return Result(False, "the file could not be kept whole; nothing was changed", details)
-        details |= {"file": parts[0].about["file"], "sha256": parts[0].sha256}
+        about = parts[0].about
+        details |= {"file": about["file"], "resolved": about["resolved"], "sha256": parts[0].sha256}
     return Result(True, details=details | ({"hung": sorted(scribe.hung)} if scribe.hung else {}))
 
 
@@ -133,6 +141,7 @@ class _Scribe:
         self._done = False
         self.hung: set[str] = set()
         self.notes: dict[str, Any] = {}
+        self.no: TargetError | None = None
 
     def gather(self, deadline: float) -> None:
         """Have the target read until all is there, the deadline, or the last reader."""
@@ -197,6 +206,11 @@ class _Scribe:
             self._read(teller, self._job, self._fds)
             teller.done()
             code = 0
+        except TargetError as error:
+            teller.lacks("the target", error.reason)
+            teller.no(error.reason, isinstance(error, TargetGone))
+            teller.done()
+            code = 0
         except StoopError as error:
             teller.lacks("the target", str(error))
             teller.done()
@@ -250,6 +264,8 @@ class _Scribe:
                 if name == VOLATILE and isinstance(self._job, SnapshotJob):
                     os.nice(NICE)
                 _tell(self._sock, Progress(name))
+            case No(why, gone):
+                self.no = TargetGone(why) if gone else TargetRefused(why)
             case Done(notes):
                 self.notes |= notes
                 self._done = True

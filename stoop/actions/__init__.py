@@ -10,6 +10,7 @@ from stoop.actions.container import kill as container_kill
 from stoop.actions.container import limit as container_limit
 from stoop.actions.evidence import memory as evidence_memory
 from stoop.actions.evidence import snapshot as evidence_snapshot
+from stoop.actions.file import quarantine as file_quarantine
 from stoop.actions.gcp import function as gcp_function
 from stoop.actions.kubernetes import annotation as kubernetes_annotation
 from stoop.actions.kubernetes import cordon as kubernetes_cordon
@@ -40,6 +41,7 @@ ACTIONS: tuple[Action, ...] = (
     container_limit.ACTION,
     evidence_snapshot.ACTION,
     evidence_memory.ACTION,
+    file_quarantine.ACTION,
     network_isolate.ACTION,
     network_block.ACTION,
     kubernetes_terminate.ACTION,

@@ -21,12 +21,15 @@ def check_chain(store: Store) -> list[str]:
             return []
         head = Head(oldest=manifests.sequence_of(bundles[0]))
         wrong.append("head.json is missing or can't be read: bundles removed from the end can't be told")
-    expected, previous = head.oldest, None
+    expected, previous, before = head.oldest, None, 0
     for bundle in bundles:
         sequence = manifests.sequence_of(bundle)
         if sequence > expected:
             wrong.append(f"{_span(expected, sequence - 1)} missing, and the store did not let go of it")
             previous = None
+        if sequence != before + 1:  # pinned ones outlive those after them
+            previous = None
+        before = sequence
         expected = max(expected, sequence + 1)
         try:
             with store.reading(bundle) as reader:

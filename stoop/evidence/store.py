@@ -3,6 +3,7 @@
     .writing-*   being written, locked by its writer (flock(2)) for as long as that lives
     NNN-*.tar.zst   whole bundles
     head.json   the last manifest's hash and place in the chain, and which bundles were let go
+    .pin-*   an act that needs its bundle, which is not let go (`stoop.evidence.pins`)
     lock   held while a bundle takes its place
 Several processes may write at a time. A bundle is renamed into its place when it is on disk, so it is there whole or
 not at all; the head follows, and is put right from the bundles when that was cut short.
@@ -17,13 +18,14 @@ import secrets
 import select
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import msgspec
 
-from stoop.errors import ActFailed, StartRefused
+from stoop.errors import ActFailed, StartRefused, TargetRefused
 from stoop.evidence import manifest as manifests
+from stoop.evidence import pins
 from stoop.evidence.limits import DIRECTORY, Limits
 from stoop.evidence.manifest import SUFFIX, Manifest, Origin
 from stoop.evidence.reading import BundleError, BundleReader
@@ -34,6 +36,7 @@ __all__ = ["DIRECTORY", "Draft", "Head", "Kept", "Limits", "Store"]
 HEAD = "head.json"
 LOCK = "lock"
 WRITING = ".writing-"
+NO_ROOM = "the evidence store keeps as much for quarantined files as it may (half of it): give some back"
 LOCK_PAUSE_S = 0.002
 LOCK_SECONDS = 10.0
 """How long a bundle waits for its turn to take its place: each takes a few ms, and a slow disk's sync."""
@@ -77,14 +80,21 @@ class Draft:
         except OSError as error:
             raise ActFailed(f"the evidence can't be written: {error.strerror}") from error
 
-    def commit(self, origin: Origin, target: dict[str, Any], notes: dict[str, Any] | None = None) -> Kept:
-        """Make it durable and give it its place in the chain. Raises ActFailed."""
+    def commit(
+        self, origin: Origin, target: dict[str, Any], notes: dict[str, Any] | None = None, *, pinned: bool = False
+    ) -> Kept:
+        """Make it durable and give it its place in the chain. `pinned`: it stays until the origin's act needs it no
+        more. Raises ActFailed, and TargetRefused where pinned bundles have their share of the store already."""
         try:
             self.writer.seal_parts()
             # The bulk goes to disk before others are kept waiting.
             os.fdatasync(self._fd)
             with self._store.locked():
-                kept = self._store.admit(self, self._fd, self._name, (origin, target, notes or {}, self._begun_ns))
+                if pinned and self._store.room_for_pins() < self.writer.written:
+                    raise TargetRefused(NO_ROOM)
+                kept = self._store.admit(
+                    self, self._fd, self._name, (origin, target, notes or {}, self._begun_ns), pinned
+                )
         except OSError as error:
             raise ActFailed(f"the evidence can't be kept: {error.strerror}") from error
         self._name = ""
@@ -222,7 +232,14 @@ class Store:
                 return fd, name
             os.close(fd)
 
-    def admit(self, draft: Draft, fd: int, name: str, said: tuple[Origin, dict[str, Any], dict[str, Any], int]) -> Kept:
+    def admit(
+        self,
+        draft: Draft,
+        fd: int,
+        name: str,
+        said: tuple[Origin, dict[str, Any], dict[str, Any], int],
+        pinned: bool = False,
+    ) -> Kept:
         """For `Draft.commit`, under the lock: place in the chain, manifest, name, head, what is too much."""
         head = self._head()
         origin, target, notes, begun_ns = said
@@ -245,6 +262,8 @@ class Store:
         raw = manifests.encode(manifest)
         writer.seal(raw)
         os.fdatasync(fd)
+        if pinned:
+            pins.pin(self._fd, bundle, origin.act)
         os.rename(name, bundle + SUFFIX, src_dir_fd=self._fd, dst_dir_fd=self._fd)
         head = Head(manifest.sequence, manifests.digest(raw), head.oldest)
         self._keep_head(head)
@@ -258,9 +277,19 @@ class Store:
         """For `Draft.close`."""
         os.unlink(name, dir_fd=self._fd)
 
+    def room_for_pins(self) -> int:
+        """Bytes that more bundles may be pinned with."""
+        return pins.room(self._fd, self._limits)
+
+    def unpin_others(self, held: Collection[str], before_ns: int) -> list[str]:
+        """As `pins.clear`: pins that a kill left."""
+        return pins.clear(self._fd, held, before_ns)
+
     def _let_go(self, head: Head) -> list[str]:
-        """Remove the oldest beyond the limits, never the newest. The head is written first: a gap below it is ours."""
+        """Remove the oldest beyond the limits, never the newest or a pinned one. The head is written first: a gap below
+        it is ours."""
         limits, sizes = self._limits, []
+        stay = pins.pinned(self._fd)
         for bundle in self.bundles():
             with contextlib.suppress(FileNotFoundError):
                 found = os.stat(bundle + SUFFIX, dir_fd=self._fd, follow_symlinks=False)
@@ -273,11 +302,14 @@ class Store:
             many = (limits.max_bytes and total > limits.max_bytes) or (limits.max_count and count > limits.max_count)
             if not (old or many):
                 break
+            if bundle in stay:
+                continue
             going.append(bundle)
             total, count = total - size, count - 1
         self.holds = {"bytes": total, "bundles": count}
         if going:
-            self._keep_head(Head(head.sequence, head.manifest, manifests.sequence_of(going[-1]) + 1))
+            oldest = max(head.oldest, manifests.sequence_of(going[-1]) + 1)  # one that was pinned goes late
+            self._keep_head(Head(head.sequence, head.manifest, oldest))
         for bundle in going:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(bundle + SUFFIX, dir_fd=self._fd)

@@ -87,7 +87,7 @@ TALON: dict[str, tuple[bool, str, dict[str, object]]] = {
 }
 
 OWN = {"process:kill", "process:suspend", "container:kill", "container:freeze", "container:limit"}
-OWN |= {"network:isolate", "network:block", "evidence:snapshot", "evidence:memory"}
+OWN |= {"network:isolate", "network:block", "evidence:snapshot", "evidence:memory", "file:quarantine"}
 
 # Fields that Falco (system calls) and its plugin k8saudit have.
 FALCO_FIELDS = {
@@ -243,7 +243,8 @@ def test_what_it_needs_and_reaches_fits_together(spec: ActionSpec) -> None:
     if spec.target in (TargetKind.PROCESS, TargetKind.CONTAINER, TargetKind.OBJECT):
         assert spec.needs
         assert spec.reach is not Reach.NONE
-    assert not (spec.destroys and spec.reversible)
+    # What is given back is no loss, but for a file, which others may need meanwhile.
+    assert not (spec.destroys and spec.reversible) or spec.name == "file:quarantine"
     assert spec.parameters is not NoParameters or spec.check is None
 
 
@@ -310,6 +311,7 @@ def test_only_what_takes_something_away_for_good_destroys() -> None:
     assert destroying == {"kubernetes:terminate", "kubernetes:delete", "kubernetes:drain"} | {
         "process:kill",
         "container:kill",
+        "file:quarantine",
     }
 
 
@@ -329,6 +331,13 @@ def test_only_what_takes_something_away_for_good_destroys() -> None:
             {"cpu": "much", "pids": -1, "memory": "0", "io": "1 parsec"},
             [("param-value", "pids"), ("param-value", "cpu"), ("param-value", "memory"), ("param-value", "io")],
         ),
+        ("file:quarantine", {}, []),
+        ("file:quarantine", {"file": "${FD_NAME}", "image_files": True, "interpreters": True, "ttl": "0"}, []),
+        ("file:quarantine", {"file": "tmp/x"}, [("param-value", "file")]),
+        ("file:quarantine", {"file": "/tmp/\0x"}, [("param-value", "file")]),
+        ("file:quarantine", {"file": "/" + "x" * 4096}, [("param-value", "file")]),
+        ("file:quarantine", {"interpreters": True}, [("param-value", "interpreters")]),
+        ("file:quarantine", {"max_bytes": "0", "ttl": "x"}, [("param-value", "max_bytes"), ("param-value", "ttl")]),
         ("kubernetes:drain", {"min_healthy_replicas": "-1"}, [("param-value", "min_healthy_replicas")]),
         ("kubernetes:drain", {"max_wait_period": -1}, []),
         ("kubernetes:label", {"labels": {}}, [("param-empty", "labels")]),

@@ -29,6 +29,9 @@ ACT = "0123456789abcdef0123456789abcdef"
 NAME = f".stoop-quarantine-{ACT}"
 CONTENT = "echo evil\n"
 
+CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
+"""What setcap(8) writes for cap_net_raw=ep (struct vfs_cap_data, revision 2)."""
+
 
 class Held:
     """A container with a dropped file, and the jobs on it."""
@@ -62,7 +65,8 @@ class Held:
 
     async def back(self, file: KeptFile) -> Result:
         """Its undo."""
-        return await self.aside(file, back=True)
+        manifest, _ = self.bench.kept()[-1]
+        return await self.aside(file, step="back", bundle=manifest.bundle, sha256=manifest.parts[0].sha256)
 
     def facts(self, path: str = "tmp/evil") -> tuple[Any, ...]:
         """All that undo puts back."""
@@ -156,8 +160,15 @@ async def test_whose_root_is_none_of_a_container(held: Held, host: LinuxHost) ->
     held.target = ours
     inode = namespace_inode(f"/proc/{ours.pid}/ns/mnt")
     assert "node's" in (await held.keep(b"/tmp/evil", host_mounts=(inode,))).reason
-    for upper, why in (("", "does not tell"), ("/volume", "the image's"), (str(Path(held.upper).parent), "image's")):
-        assert why in (await held.keep(b"/tmp/evil", upper=upper)).reason
+    for changes, why in (
+        ({"upper": ""}, "does not tell"),
+        ({"upper": "/volume"}, "can't be opened"),
+        ({"upper": str(Path(held.upper).parent)}, "the image's"),
+        ({"device": "8:1"}, "not what the runtime mounted"),
+    ):
+        result = await held.keep(b"/tmp/evil", **changes)
+        assert (result.ok, result.refused) == (False, True)
+        assert why in result.reason
     assert held.bench.kept() == []
 
 
@@ -171,8 +182,11 @@ async def test_a_file_of_the_image(held: Held) -> None:
     """Its own copy is taken away; another container of the image does not notice."""
     other = held.container.pod.container("sleep", "600", name="other")
     before = held.facts("bin/busybox")
-    file = await held.kept(b"/bin/busybox", lower=True)
-    assert (await held.aside(file, lower=True)).ok
+    for changes, why in (({}, "it is the image's"), ({"lower": True}, "its scripts run by")):
+        assert why in (await held.keep(b"/bin/busybox", **changes)).reason
+    file = await held.kept(b"/bin/busybox", lower=True, interpreters=True)
+    assert file.layer == "image"
+    assert (await held.aside(file, lower=True, interpreters=True)).ok
     assert "busybox" not in held.names("bin")
     assert other.run("echo", "well") == "well\n"
     result = await held.back(file)
@@ -181,18 +195,120 @@ async def test_a_file_of_the_image(held: Held) -> None:
     assert held.container.run("echo", "well") == "well\n"
 
 
+async def test_an_interpreter_that_was_copied_up_is_the_image_s(held: Held) -> None:
+    """To touch it does not make it the container's: without it the container breaks."""
+    held.container.run("sh", "-c", "touch /bin/busybox; cp /bin/busybox /tmp/busybox; chmod 755 /tmp/busybox")
+    result = await held.keep(b"/bin/busybox", lower=True)
+    assert (result.refused, "its scripts run by" in result.reason) == (True, True)
+    assert (await held.kept(b"/tmp/busybox")).layer == "upper"
+
+
+WHOLE = slice(0, 4)
+"""Of `facts`: mode, owner, group and time; what is made anew has another inode."""
+
+
 async def test_changed_between_the_steps(held: Held) -> None:
+    """Undo gives the name what was kept; what it was changed to is left, out of use."""
+    before = held.facts()
     file = await held.kept(b"/tmp/evil")
     held.container.run("sh", "-c", "echo more >> /tmp/evil")
     assert (await held.aside(file)).details == {"changed": True}
     result = await held.back(file)
-    assert (result.ok, result.details) == (True, {"theirs": ["content"]})
+    assert (result.ok, result.details) == (True, {"remade": True}), result
+    assert "was changed: made anew out of bundle" in result.reason
+    now = held.facts()
+    assert (now[WHOLE], now[5], now[6]) == (before[WHOLE], before[5], CONTENT.encode())
+    assert held.facts(f"tmp/{NAME}")[-1] == b"echo evil\nmore\n"
+    assert stat.S_IMODE(held.facts(f"tmp/{NAME}")[0]) == 0
+    assert (await held.back(file)).ok
+    assert held.facts() == now
+
+
+async def test_its_time_put_back_hides_no_change(held: Held) -> None:
+    before = held.facts()
+    file = await held.kept(b"/tmp/evil")
+    assert (await held.aside(file)).ok
+    aside = held.root / "tmp" / NAME
+    aside.write_bytes(b"echo EVIL\n")
+    os.utime(aside, ns=(file.mtime_ns, file.mtime_ns))
+    assert (await held.back(file)).details == {"remade": True}
+    assert held.facts()[-1] == before[-1]
+
+
+async def test_replaced_between_the_steps(held: Held) -> None:
+    file = await held.kept(b"/tmp/evil")
     held.container.run("sh", "-c", "cp /tmp/evil /tmp/new; mv /tmp/new /tmp/evil")
     before = held.facts()
     result = await held.aside(file)
-    assert not result.ok
+    assert (result.ok, result.gone) == (False, True)
     assert "another one has its name" in result.reason
     assert held.facts() == before
+
+
+@pytest.mark.parametrize("script", ["rm /tmp/.stoop*", "mv /tmp/.stoop* /bin/elsewhere"])
+async def test_gone_meanwhile_it_is_made_anew(held: Held, script: str) -> None:
+    """Owner, set-id bits, attributes and time too."""
+    os.setxattr(held.root / "tmp/evil", "security.capability", CAPABILITY)
+    held.container.run("chmod", "6755", "/tmp/evil")
+    os.setxattr(held.root / "tmp/evil", "security.capability", CAPABILITY)
+    before = held.facts()
+    file = await held.kept(b"/tmp/evil")
+    assert (await held.aside(file)).ok
+    held.container.run("sh", "-c", script)
+    (held.root / "tmp/.stoop-remade-0123456789abcdef0123456789abcdef").write_text("of a worker that was killed")
+    result = await held.back(file)
+    assert (result.ok, result.details) == (True, {"remade": True}), result
+    now = held.facts()
+    assert (now[WHOLE], now[5:]) == (before[WHOLE], before[5:])
+    assert {*before[5]} == {"security.capability", "trusted.stoop-test"}
+    assert held.names() == {"evil", "link"}
+    assert "evil\n" in held.container.run("sh", "/tmp/evil")
+
+
+async def test_its_directory_is_gone(held: Held) -> None:
+    held.container.run("sh", "-c", "mkdir /tmp/d; mv /tmp/evil /tmp/d/evil")
+    file = await held.kept(b"/tmp/d/evil")
+    assert (await held.aside(file)).ok
+    held.container.run("rm", "-r", "/tmp/d")
+    result = await held.back(file)
+    assert (result.ok, result.gone) == (False, True)
+    assert "its directory is gone" in result.reason
+    held.container.run("ln", "-s", "/volume", "/tmp/d")
+    assert (await held.back(file)).gone
+    assert set(os.listdir(held.root / "volume")) == {"evil", "evidence"}
+
+
+async def test_a_copy_that_can_t_be_read(held: Held) -> None:
+    """Nothing half made is left, and it is tried again by whoever asked."""
+    file = await held.kept(b"/tmp/evil")
+    assert (await held.aside(file)).ok
+    held.container.run("sh", "-c", "rm /tmp/.stoop*")
+    for changes in ({"bundle": "00000009-20260101T000000Z-none", "sha256": "x"}, {"sha256": "x"}):
+        manifest, _ = held.bench.only()
+        result = await held.aside(file, step="back", **{"bundle": manifest.bundle} | changes)
+        assert (result.ok, result.refused, result.gone) == (False, False, False)
+        assert "can't be made anew" in result.reason
+        assert held.names() == {"link"}
+
+
+async def test_what_others_do_to_it_is_told(held: Held) -> None:
+    file = await held.kept(b"/tmp/evil")
+    assert (await held.aside(file)).ok
+
+    async def told() -> str:
+        result = await held.aside(file, step="look")
+        assert result.ok
+        return result.reason
+
+    assert await told() == ""
+    for script, what in (
+        ("chmod 700 /tmp/.stoop*", "mode 0700"),
+        ("chmod 0 /tmp/.stoop*; echo > /tmp/evil", "is there again, as another file"),
+        ("mv -f /tmp/.stoop* /tmp/evil", "its name back"),
+        ("rm /tmp/evil", "is gone"),
+    ):
+        held.container.run("sh", "-c", script)
+        assert what in await told()
 
 
 async def test_linked_and_moved_between_the_steps(held: Held) -> None:
@@ -210,16 +326,29 @@ async def test_given_back_where_others_were(held: Held) -> None:
     file = await held.kept(b"/tmp/evil")
     assert (await held.aside(file)).ok
     held.container.run("sh", "-c", "echo theirs > /tmp/evil")
-    result = await held.back(file)
-    assert not result.ok
-    assert "another file has that name" in result.reason
-    assert held.facts()[-1] == b"theirs\n"
+    for _ in range(2):
+        result = await held.back(file)
+        assert (result.ok, result.details) == (True, {"theirs": ["name"]}), result
+        assert "another file is called evil by now, and left so" in result.reason
+        assert held.facts()[-1] == b"theirs\n"
+        assert stat.S_IMODE(held.facts(f"tmp/{NAME}")[0]) == 0
     held.container.run("sh", "-c", f"rm /tmp/evil; chmod 711 /tmp/{NAME}")
     result = await held.back(file)
     assert (result.ok, result.details) == (True, {"theirs": ["mode"]})
     assert stat.S_IMODE(held.facts()[0]) == 0o711
-    held.container.run("rm", "/tmp/evil")
-    assert "gone" in (await held.back(file)).reason
+    held.container.run("sh", "-c", "echo 'echo more' > /tmp/evil")
+    result = await held.back(file)
+    assert (result.ok, result.details) == (True, {"theirs": ["name", "content"]})
+    assert held.facts()[-1] == b"echo more\n"
+
+
+async def test_another_owner_gets_no_set_id_bits(held: Held) -> None:
+    file = await held.kept(b"/tmp/evil")
+    assert (await held.aside(file)).ok
+    held.container.run("chown", "0", f"/tmp/{NAME}")
+    result = await held.back(file)
+    assert result.details == {"theirs": ["owner"]}
+    assert (held.facts()[0] & 0o7777, held.facts()[1]) == (0o755, 0)
 
 
 @pytest.mark.parametrize("name", [b"\n\x1b[31m", b"\xff\xfe", b"x" * 255])
@@ -234,9 +363,10 @@ async def test_odd_names(held: Held, name: bytes) -> None:
     assert name in os.listdir(os.path.dirname(path))
 
 
-# Keeps a file, takes it away and gives it back; tells what failed first. Its arguments: pid, path, upper, store.
+# Keeps a file, takes it away, ends it, and has it made anew; tells what failed first. Its arguments: pid, path, upper,
+# store, the path from outside.
 ALL = """
-import json, sys, msgspec, trio
+import json, os, sys, msgspec, trio
 from agent.capture import whom
 from agent.jobs import AsideJob, KeepFileJob, KeptFile
 from agent.node.host import LinuxHost
@@ -244,33 +374,41 @@ from agent.workers import Workers
 from stoop.errors import TargetError
 from stoop.evidence.limits import Limits
 from stoop.evidence.manifest import Origin
-pid, path, upper, directory = int(sys.argv[1]), sys.argv[2].encode(), sys.argv[3], sys.argv[4]
+pid, path, upper, directory, outside = int(sys.argv[1]), sys.argv[2].encode(), *sys.argv[3:]
 async def main():
     try:
         held = LinuxHost().hold(pid)
     except TargetError as error:
         return [False, error.reason]
     limits, processes = Limits(min_free_bytes=0), (whom(held.facts),)
-    common = dict(key="a", origin=Origin(), store=directory, limits=limits, processes=processes, upper=upper)
+    common = dict(key="a", origin=Origin(act="ab" * 16), store=directory, limits=limits, processes=processes, upper=upper)
     workers = Workers()
     async with trio.open_nursery() as nursery:
         await nursery.start(workers.serve)
         result = await workers.run(KeepFileJob(**common, path=path, limit=1000), 20.0)
         if result.ok:
+            copy = {key: result.details[key] for key in ("bundle", "sha256")}
             file = msgspec.convert(result.details["file"], KeptFile)
-            for back in (False, True):
-                if result.ok:
-                    result = await workers.run(AsideJob(**common, file=file, back=back), 20.0)
+            for step in ("aside", "look", "back", "remove", "back"):
+                if step == "remove":
+                    os.unlink(outside)
+                elif result.ok:
+                    result = await workers.run(AsideJob(**common, **copy, file=file, step=step), 20.0)
         nursery.cancel_scope.cancel()
-    return [result.ok, result.reason]
+    return [result.ok and "without" not in result.reason, result.reason]
 print(json.dumps(trio.run(main)))
 """
 
 
 @pytest.mark.parametrize("without", ["", *quarantine.SPEC.node_rights])
 async def test_its_rights(held: Held, tmp_path: Path, without: str) -> None:
-    """What is declared is enough, and without one of it it does not work."""
-    held.container.run("sh", "-c", "mkdir /tmp/his; mv /tmp/evil /tmp/his; chown 1000 /tmp/his; chmod 700 /tmp/his")
+    """What is declared is enough, and without one of it something is not done, or not as it was."""
+    os.removexattr(held.root / "tmp/evil", "trusted.stoop-test")
+    held.container.run(
+        *("sh", "-c"),
+        "mkdir /tmp/his; mv /tmp/evil /tmp/his; chown 1000 /tmp/his; chmod 700 /tmp/his; chmod 6755 /tmp/his/evil",
+    )
+    os.setxattr(held.root / "tmp/his/evil", "security.capability", CAPABILITY)
     before = held.facts("tmp/his/evil")
     names = "".join(
         f",+{right.removeprefix('CAP_').lower()}" for right in quarantine.SPEC.node_rights if right != without
@@ -279,9 +417,12 @@ async def test_its_rights(held: Held, tmp_path: Path, without: str) -> None:
         [
             *("setpriv", f"--bounding-set=-all{names}", "--inh-caps=-all", "--no-new-privs", sys.executable, "-c", ALL),
             *(str(held.target.pid), "/tmp/his/evil", held.upper, str(tmp_path / "store")),
+            str(held.root / "tmp/his/evil"),
         ],
         capture_stdout=True,
+        check=False,
     )
-    done, why = json.loads(ran.stdout)
-    assert (done, bool(why)) == (not without, bool(without))
-    assert held.facts("tmp/his/evil") == before
+    done, why = json.loads(ran.stdout) if ran.returncode == 0 else (False, "it can't even remove it")
+    now = held.facts("tmp/his/evil") if (held.root / "tmp/his/evil").exists() else ()
+    same = (now[WHOLE], now[5:]) == (before[WHOLE], before[5:])
+    assert (done and same) is not bool(without), (why, now, before)
