@@ -381,7 +381,8 @@ async def main():
     except TargetError as error:
         return [False, error.reason]
     limits, processes = Limits(min_free_bytes=0), (whom(held.facts),)
-    common = dict(key="a", origin=Origin(act="ab" * 16), store=directory, limits=limits, processes=processes, upper=upper)
+    origin = Origin(act="ab" * 16)
+    common = dict(key="a", origin=origin, store=directory, limits=limits, processes=processes, upper=upper)
     workers = Workers()
     async with trio.open_nursery() as nursery:
         await nursery.start(workers.serve)
