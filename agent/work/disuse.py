@@ -57,7 +57,10 @@ def _nameless(job: AsideJob) -> Result:
         if job.step == "look":
             return Result(True, "" if mode == 0 else f"somebody gave it mode {mode:04o}")
         if job.step == "aside":
-            change_mode(file, 0)
+            try:
+                change_mode(file, 0)
+            except ActFailed as error:  # a sealed memfd; one of the image's, which has no place to be copied up to
+                raise ActFailed(f"it is kept, but {error.reason}") from error
             return Result(True, details={"changed": False})
         if mode == 0:
             change_mode(file, kept.mode)

@@ -223,11 +223,11 @@ def _found(root: int, job: KeepFileJob) -> Iterator[Place]:
     else:
         with executable(job) as (held, file):
             looks = look(file)
-            name = held.link("exe")
-            if not looks.links and looks.device in (memory_device(), look(root).device):
+            named = _named(root, held.link("exe"), looks)
+            if named < 0:
                 yield Place(file, -1, b"", b"", looks)
                 return
-            file = _same_as(root, name, looks)
+            file = named
     try:
         with _in_its_directory(root, job.path, file) as place:
             yield place
@@ -252,6 +252,22 @@ def executable(job: QuarantineJob) -> Iterator[tuple[Process, int]]:
     finally:
         os.close(file)
         held.close()
+
+
+def _named(root: int, name: bytes, looks: Looks) -> int:
+    """An executable by its name in the container's root; -1 for one of the container's own that has none any more.
+
+    What was deleted from the image keeps its count of names: the layer below has it still (overlayfs.rst).
+    """
+    own = looks.device in (memory_device(), look(root).device)
+    if own and not looks.links:
+        return -1
+    try:
+        return _same_as(root, name, looks)
+    except TargetRefused:
+        if own and name.endswith(b" (deleted)"):
+            return -1
+        raise
 
 
 def _same_as(root: int, name: bytes, looks: Looks) -> int:

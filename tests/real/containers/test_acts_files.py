@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 from stoop.evidence.store import Store
 from tests.e2e.conftest import Row
 from tests.real.conftest import await_that
-from tests.real.containers.node import Node, host_programs
+from tests.real.containers.node import Node
 from tests.real.containers.on_node import (
     AgentOnNode,
     MakeOnNode,
@@ -95,7 +94,7 @@ BY_NAME: dict[str, Any] = {"file": "${FD_NAME}"}
 
 def pins(agent: AgentOnNode) -> list[str]:
     """Bundles that are kept for a hold."""
-    store = Path(agent.directory) / "state/evidence"
+    store = agent.state_dir / "evidence"
     return [name for name in os.listdir(store) if name.startswith(".pin-")] if store.exists() else []
 
 
@@ -193,135 +192,12 @@ def test_a_container_that_is_gone_leaves_nothing_held(make_on_node: MakeOnNode, 
     assert (agent.active(), pins(agent)) == ([], [])
 
 
-# ------------------------------------------------------------ the executable of the alert's process
-
-RUNNING = ("", "mv /tmp/busybox-x /bin/other", "rm /tmp/busybox-x")
-
-
-@pytest.mark.parametrize("then", RUNNING)
-def test_the_executable_of_a_process(then: str, make_on_node: MakeOnNode, scene: Scene) -> None:
-    """Wherever it was renamed to since; one that was deleted can't be run again through /proc."""
-    agent = make_on_node(rule(ACT))
-    scene.victim.run("sh", "-c", "cp /bin/busybox /tmp/busybox-x; chmod 755 /tmp/busybox-x")
-    pid = scene.victim.exec("/tmp/busybox-x", "sleep", "600")
-    content = (scene.root / "tmp/busybox-x").read_bytes()
-    if then:
-        scene.victim.run("sh", "-c", then)
-    record = agent.answer(scene.alert(pid, proc_exepath="/tmp/busybox-x"))
-    assert record["outcome"] == "done", record
-    assert record["details"]["layer"] == ("deleted" if then.startswith("rm") else "upper")
-    assert part(agent, record) == content
-    executable = Path(f"/proc/{pid}/exe")
-    assert stat.S_IMODE(executable.stat().st_mode) == 0
-    with pytest.raises(PermissionError):
-        subprocess.run([executable, "true"], check=False)
-    (gone,) = agent.undo()
-    assert (gone["outcome"], gone["reason"]) == ("done", "")
-    assert stat.S_IMODE(executable.stat().st_mode) == 0o755
-
-
-MEMFD = """
-import os, sys, time
-fd = os.memfd_create("evil", os.MFD_CLOEXEC)
-os.write(fd, open("/bin/busybox", "rb").read())
-os.execve(fd, ["sleep", "600"], {})
-"""
-
-
-def test_one_that_is_in_memory_only(make_on_node: MakeOnNode, the_node: Node) -> None:
-    agent = make_on_node(rule(ACT))
-    victim = the_node.pod("web-1", "shop").container("sleep", "1000", mounts=host_programs(sys.base_prefix))
-    pid = victim.exec(os.path.realpath(sys.executable), "-c", MEMFD)
-    executable = Path(f"/proc/{pid}/exe")
-    await_that(lambda: "memfd:evil" in os.readlink(executable), "it runs from memory")
-    record = agent.answer(told_of(victim, pid, ACT))
-    assert (record["outcome"], record["details"]["layer"]) == ("done", "memfd"), record
-    assert part(agent, record) == (Path(f"/proc/{victim.init_pid}/root/bin/busybox")).read_bytes()
-    assert stat.S_IMODE(executable.stat().st_mode) == 0
-    with pytest.raises(PermissionError):
-        subprocess.run([executable, "true"], check=False)
-    (gone,) = agent.undo()
-    assert (gone["outcome"], stat.S_IMODE(executable.stat().st_mode)) == ("done", 0o777)
-    record = agent.answer(told_of(victim, pid, ACT, evt_num=2))
-    victim.run("kill", "-9", victim.run("pgrep", "-f", "sleep 600").split()[0])
-    await_that(lambda: not executable.exists(), "it has ended")
-    (gone,) = agent.undo()
-    assert (gone["outcome"], "nothing to give back" in gone["reason"]) == ("skipped", True), gone
-
-
-def test_a_script_s_interpreter_is_left_alone(make_on_node: MakeOnNode, scene: Scene) -> None:
-    """The process of a script runs the image's shell: without it the container breaks."""
-    agent = make_on_node(rule(ACT))
-    pid = scene.victim.exec("sh", "-c", "sleep 600; true")
-    record = agent.answer(scene.alert(pid))
-    assert record["outcome"] == "refused", record
-    assert "it is the image's" in record["reason"]
-    assert scene.victim.run("echo", "well") == "well\n"
-    assert (agent.active(), pins(agent)) == ([], [])
-
-
-# ------------------------------------------------------------ a hostile container
-
-
-def refusals(scene: Scene) -> dict[str, tuple[str, str, str]]:
-    """What to do in the container, which file is named, and why it is left alone."""
-    return {
-        "hostPath": ("true", "/volume/node", "another file system"),
-        "link to a hostPath": ("ln -s /volume/node /tmp/l", "/tmp/l", "another file system"),
-        "link out": ("ln -s /../../../etc/passwd /tmp/p", "/tmp/p", "No such file"),
-        "bind mount": ("touch /tmp/b; mount -o bind /volume/node /tmp/b", "/tmp/b", "another file system"),
-        "hard link": ("ln /tmp/evil /tmp/h", "/tmp/evil", "2 names"),
-        "fifo": ("mkfifo /tmp/f", "/tmp/f", "no regular file"),
-        "device": ("mknod /tmp/z c 1 5", "/tmp/z", "no regular file"),
-        "proc": ("true", "/proc/1/environ", "another file system"),
-        "sparse": ("truncate -s 100G /tmp/s", "/tmp/s", "are not kept"),
-        "image": ("true", "/bin/busybox", "image_files: true"),
-        "no path": ("true", "127.0.0.1:80->127.0.0.1:9", "no full path"),
-        "no field": ("true", "", "the alert has no value for '${FD_NAME}'"),
-    }
-
-
-def test_what_is_left_alone(make_on_node: MakeOnNode, the_node: Node, tmp_path: Path) -> None:
-    agent = make_on_node(rule(ACT, **BY_NAME))
-    (tmp_path / "node").write_text("of the node\n")
-    volume = f"type=bind,src={tmp_path},dst=/volume,options=rbind:rw"
-    pod = the_node.pod("web-1", "shop")
-    options = ("--cap-add", "CAP_SYS_ADMIN", "--cap-add", "CAP_MKNOD")
-    victim = pod.container("sleep", "1000", name="app", mounts=(volume,), options=options)
-    scene = Scene(pod, victim, victim)
-    scene.drop()
-    before = look(tmp_path / "node")
-    for number, (what, (script, path, why)) in enumerate(refusals(scene).items()):
-        victim.run("sh", "-c", script)
-        record = agent.answer(scene.alert(fd_name=path or None, evt_num=number))
-        assert record["outcome"] in ("refused", "skipped"), (what, record)
-        assert why in record["reason"], (what, record)
-        assert (agent.active(), pins(agent)) == ([], []), what
-    assert look(tmp_path / "node") == before
-    assert look(scene.evil) is not None
-    read_only = pod.container("sleep", "1000", name="fixed", options=("--read-only",))
-    record = agent.answer(told_of(read_only, 0, ACT, fd_name="/bin/busybox", evt_num=99))
-    assert (record["outcome"], "read-only" in record["reason"]) == ("refused", True)
-
-
-@pytest.mark.parametrize("name", ["a\nb\x1b[31m", "x" * 255])
-def test_odd_names(name: str, make_on_node: MakeOnNode, scene: Scene) -> None:
-    agent = make_on_node(rule(ACT, **BY_NAME))
-    os.rename(scene.evil, scene.root / "tmp" / name)
-    record = agent.answer(scene.alert(fd_name=f"/tmp/{name}"))
-    assert record["outcome"] == "done", record
-    assert record["details"]["file"] == f"/tmp/{name}"
-    assert name not in scene.names()
-    assert agent.undo()[0]["outcome"] == "done"
-    assert scene.names() == {name}
-
-
 # ------------------------------------------------------------ SIGKILL at each step
 
 
 def at_keep(agent: AgentOnNode) -> bool:
     """The copy is under way or there, and nothing else."""
-    return any((Path(agent.directory) / "state/held").glob("*.json"))
+    return any((agent.state_dir / "held").glob("*.json"))
 
 
 def at_pin(agent: AgentOnNode) -> bool:
@@ -354,3 +230,34 @@ def test_killed_at_each_step(step: str, make_on_node: MakeOnNode, scene: Scene) 
     assert look(scene.evil) == before
     assert scene.names() == {"evil"}
     assert (agent.active(), pins(agent)) == ([], [])
+
+
+def test_held_by_an_agent_of_another_boot(make_on_node: MakeOnNode, scene: Scene) -> None:
+    """A file that was moved is moved still: it is held on, and comes back by the time of day."""
+    agent = make_on_node(rule(ACT, ttl="1h", **BY_NAME))
+    before = look(scene.evil)
+    record = agent.answer(scene.alert())
+    agent.kill()
+    file = agent.state_dir / "held" / f"{record['act']}.json"
+    hold = json.loads(file.read_bytes())
+    file.write_text(json.dumps(hold | {"boot_id": "of another boot", "until_mono_ns": 1}))
+    agent.start()
+    (held,) = agent.active()
+    assert (held["act"], 3500 < held["left_s"] <= 3600) == (record["act"], True)
+    (gone,) = agent.undo()
+    assert (gone["outcome"], look(scene.evil)) == ("done", before)
+
+
+def test_evidence_first(make_on_node: MakeOnNode, scene: Scene) -> None:
+    """It takes something away, so a snapshot can come before it."""
+    agent = make_on_node(rule(ACT, **BY_NAME), evidence_first=True)
+    record = agent.answer(scene.alert())
+    assert (record["outcome"], record["details"]["evidence"]["taken"]) == ("done", True), record
+    assert "evil" not in scene.names()
+    assert look_frozen(scene) == set()
+
+
+def look_frozen(scene: Scene) -> set[str]:
+    """Freezers of the victim's that are on."""
+    files = [path / name for path in scene.victim.directories for name in ("cgroup.freeze", "freezer.state")]
+    return {file.read_text().strip() for file in files if file.exists()} - {"0", "THAWED"}
