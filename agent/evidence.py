@@ -144,7 +144,7 @@ class Evidence:
         self.store = details.pop("store", self.store)
         if "bundle" in details:
             details["path"] = f"{self._directory}/{details['bundle']}{SUFFIX}"
-        return Captured(result.ok, result.reason, details)
+        return Captured(result.ok, result.reason, details, result.refused, result.gone)
 
     async def _tidy(self) -> None:
         """Clear what killed writers left, let go of what is too much or too old."""

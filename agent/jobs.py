@@ -100,16 +100,19 @@ class LogJob(Job, frozen=True, kw_only=True, tag=True):
     """The last lines of a pod's log, out of the kubelet's files.
 
     `directory`: where the kubelet keeps them (`/var/log/pods` as this process sees it). `pod`: the pod's directory in
-    it. `containers`: tried in this order until one has a line; () tries all. `attempt`: of the container's instances
-    the one with this number; negative for all, newest first. `bytes`: of the text; older lines are left out.
+    it. `containers`: tried in this order until one has a line; () tries all, and so does `others` after those.
+    `attempt`: of the container's instances the one with this number; negative for all, newest first. `bytes`: of the
+    text; older lines are left out. `tell`: bytes of its end that are in `Result.details["text"]` too.
     """
 
     directory: str
     pod: str
     containers: tuple[str, ...] = ()
+    others: bool = False
     attempt: int = -1
     lines: int = 20
     bytes: int = 4 * 1024 * 1024
+    tell: int = 0
 
 
 class DownloadJob(Job, frozen=True, kw_only=True, tag=True):
@@ -234,11 +237,14 @@ class Progress(Message, frozen=True):
 
 
 class Result(Message, frozen=True):
-    """How the job ended. `reason`: for a person, "" when all went well. `details`: what is kept in the act's record."""
+    """How the job ended. `reason`: for a person, "" when all went well. `details`: what is kept in the act's record.
+    `refused`: it did not go well because of what the target is; `gone`: because it has ended."""
 
     ok: bool
     reason: str = ""
     details: dict[str, Any] = {}
+    refused: bool = False
+    gone: bool = False
 
 
 ToNursery = Start | Cancel

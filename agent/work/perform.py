@@ -19,7 +19,7 @@ from agent.jobs import (
     encode,
 )
 from agent.work import download, log, memory, quarantine, scribe, snapshot, traffic
-from stoop.errors import StoopError
+from stoop.errors import StoopError, TargetGone, TargetRefused
 from stoop.evidence.store import Store
 
 MAX_NOTES = 100
@@ -56,5 +56,6 @@ def perform(job: AnyJob, sock: socket.socket, deadline: float, fds: tuple[int, .
     try:
         result = PERFORM[type(job)](job, sock, deadline, fds)
     except StoopError as error:
-        result = Result(False, str(error))
+        refused, gone = isinstance(error, TargetRefused), isinstance(error, TargetGone)
+        result = Result(False, str(error), refused=refused, gone=gone)
     sock.send(encode(result))

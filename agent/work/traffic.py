@@ -20,7 +20,7 @@ from agent.jobs import VOLATILE, TrafficJob
 from agent.node.netns import enter
 from agent.work.aside import libc, prctl, tie_to_parent
 from agent.work.files import CHUNK, pieces
-from agent.work.held import hold
+from agent.work.held import Process, hold
 from agent.work.telling import Teller
 from stoop.errors import ActFailed, TargetGone, TargetRefused
 
@@ -70,37 +70,38 @@ def read(teller: Teller, job: TrafficJob, fds: tuple[int, ...]) -> None:
         return
     if not _may_kill():
         raise ActFailed("tcpdump can't be ended without CAP_KILL, so it is not begun")
-    network = _network(job, fds)
-    try:
-        spool = _spool(job.store)
-        try:
-            child = _start(arguments(job), network)
-            said, why = _gather(teller, job, child, spool)
-            _tell(teller, job, spool, said, why)
-        finally:
-            os.close(spool)
-    finally:
-        os.close(network)
-
-
-def _network(job: TrafficJob, fds: tuple[int, ...]) -> int:
-    """The pod's network namespace, proven to be the one that is meant and none of the node's."""
     if not job.processes:
         raise TargetGone("no process of the pod is known")
     first = job.processes[0]
     held = hold(first.pid, first.birth, fds[0] if fds else -1)
     try:
-        fd = os.open("ns/net", os.O_RDONLY | os.O_CLOEXEC, dir_fd=held.directory)
-    except OSError as error:
-        raise TargetGone(f"the network namespace of pid {first.pid} can't be opened: {error.strerror}") from error
+        network = _network(job, held)
+        try:
+            spool = _spool(job.store)
+            try:
+                child = _start(arguments(job), network)
+                said, why = _gather(teller, job, child, spool, held.pidfd)
+                _tell(teller, job, spool, said, why)
+            finally:
+                os.close(spool)
+        finally:
+            os.close(network)
     finally:
         held.close()
+
+
+def _network(job: TrafficJob, held: Process) -> int:
+    """The pod's network namespace, proven to be the one that is meant and none of the node's."""
+    try:
+        fd = os.open("ns/net", os.O_RDONLY | os.O_CLOEXEC, dir_fd=held.directory)
+    except OSError as error:
+        raise TargetGone(f"the network namespace of pid {held.pid} can't be opened: {error.strerror}") from error
     inode = os.fstat(fd).st_ino
     why = ""
     if inode in {*job.host_networks, os.stat("/proc/self/ns/net").st_ino}:
         why = "the pod is in the node's network: a capture there would hold the traffic of all"
     elif inode != job.network:
-        why = f"pid {first.pid} is in network namespace {inode}, not in the pod's ({job.network})"
+        why = f"pid {held.pid} is in network namespace {inode}, not in the pod's ({job.network})"
     if why:
         os.close(fd)
         raise TargetRefused(why)
@@ -187,12 +188,22 @@ def _keep_only_net_raw() -> None:
 # ------------------------------------------------------------ what it says
 
 
-def _gather(teller: Teller, job: TrafficJob, child: Child, spool: int) -> tuple[bytes, str]:
-    """Take the capture until time or size is over, then end tcpdump. What it said, and why it ended early, or ""."""
+EARLY = {
+    "size": "it had {} bytes, the act's bound, before its time was over",
+    "pod": "the pod's network ended with its first process, before the capture's time was over",
+}
+"""Why tcpdump was ended before its time. A pod that has gone would live on as a network namespace else."""
+
+
+def _gather(teller: Teller, job: TrafficJob, child: Child, spool: int, pod: int) -> tuple[bytes, str]:
+    """Take the capture until time or size is over or the pod (a pidfd) has ended, then end tcpdump.
+
+    Gives what it said, and why it ended early, or "".
+    """
     said, size, stopping = b"", 0, ""
     until = time.monotonic() + job.duration_s
     poll = select.poll()
-    for fd in (child.out, child.err):
+    for fd in (child.out, child.err, pod):
         poll.register(fd, select.POLLIN)
     open_ends = 2
     try:
@@ -205,6 +216,12 @@ def _gather(teller: Teller, job: TrafficJob, child: Child, spool: int) -> tuple[
                 os.kill(child.pid, signal.SIGINT)
                 continue
             for fd, _ in poll.poll(min(left, BEAT_SECONDS) * 1000):
+                if fd == pod:
+                    poll.unregister(pod)
+                    if not stopping:
+                        stopping, until = "pod", time.monotonic() + FINISH_SECONDS
+                        os.kill(child.pid, signal.SIGINT)
+                    continue
                 data = os.read(fd, CHUNK)
                 if not data:
                     poll.unregister(fd)
@@ -215,14 +232,14 @@ def _gather(teller: Teller, job: TrafficJob, child: Child, spool: int) -> tuple[
                     data = data[: job.bytes - size]
                     size += len(data)
                     _write(spool, data)
-                elif stopping != "size":
+                elif not stopping:
                     stopping, until = "size", time.monotonic() + FINISH_SECONDS
                     os.kill(child.pid, signal.SIGINT)
             teller.phase(VOLATILE)
     finally:
         status = _end(child)
-    if stopping == "size":
-        return said, f"it had {job.bytes} bytes, the act's bound, before its time was over"
+    if stopping in EARLY:
+        return said, EARLY[stopping].format(job.bytes)
     return said, "" if stopping else f"tcpdump ended before its time (status {status})"
 
 
