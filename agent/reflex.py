@@ -27,6 +27,7 @@ from agent.link import Link
 from agent.node.host import LinuxHost
 from agent.node.network_soon import NetworkSoon
 from agent.own import Own
+from agent.programs import lacking
 from agent.reach import Reach
 from agent.rehearsal import rehearse
 from agent.resume import resume
@@ -54,6 +55,7 @@ from stoop.rules import RuleForm, RuleSet
 from stoop.skew import Skew
 from stoop.spec import (
     Mode,
+    OutputUse,
     Scope,
     Verdict,
 )
@@ -66,10 +68,6 @@ COLLECT = (10_000, 20, 100)
 
 NETWORK = "network:"
 """The category of the actions that need the network hands."""
-
-
-EVIDENCE = "evidence:"
-"""The category of the actions that need workers."""
 
 
 class Marks:
@@ -139,7 +137,7 @@ class Reflex:
                 self.metrics.inc("acts_total", (action, str(verdict)), 0)
         self.network = NetworkSoon()
         acting = [name for name, action in CATALOGUE.actions.items() if action.begin is not None]
-        self.fitness = Fitness(self.host.unavailable, acting, self.warn)
+        self.fitness = Fitness(lambda: self.host.unavailable() | lacking(), acting, self.warn)
         self._network_wanted = trio.Event()
         self._evidence_wanted = trio.Event()
         self.evidence = Evidence(config, self.host, self.host.boot_id, self.own.workers, self.warn)
@@ -254,7 +252,7 @@ class Reflex:
         """Whether a rule ever needs workers: by its actions, or before them."""
         specs = [CATALOGUE.actions[step.actionner].spec for step in form.actions]
         first = self._first.applies(form) and any(spec.destroys and spec.scope is Scope.NODE for spec in specs)
-        return first or any(spec.name.startswith(EVIDENCE) for spec in specs)
+        return first or any(spec.scope is Scope.NODE and spec.output is not OutputUse.NONE for spec in specs)
 
     def _want_evidence(self, rules: RuleSet) -> None:
         if any(self._takes_evidence(rule.form) for rule in rules.rules):

@@ -91,6 +91,8 @@ class Judge:
             protects_container=self._protects_container,
             about=run.about,
             fields=run.matched.alert.fields,
+            alert=run.matched.alert,
+            has_output=step.output is not None,
         )
         return Ready(action, context, target)
 
