@@ -16,7 +16,7 @@ import trio
 from agent.jobs import TrafficJob, Whom
 from agent.node.host import LinuxHost
 from agent.node.procfs import namespace_inode
-from agent.work import traffic
+from agent.work import recording, traffic
 from tests.real.conftest import PATIENCE_S, Process, Spawn, comm, line, state
 from tests.work.conftest import Bench, child_of, whom
 
@@ -192,7 +192,7 @@ async def test_ended_with_its_pod(bench: Bench, spawn: Spawn, host: LinuxHost) -
         await bench.until(lambda: told(tcpdump_of(worker)) > 1000, "packets were captured")
         pod.kill()
     (missing,) = bench.only()[0].missing
-    assert missing.why.startswith(traffic.EARLY["pod"])
+    assert missing.why.startswith(recording.EARLY["pod"])
     assert bench.leftovers() == []
 
 
