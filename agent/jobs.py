@@ -184,11 +184,41 @@ class TrafficJob(Job, frozen=True, kw_only=True, tag=True):
     bytes: int = 256 * 1024 * 1024
 
 
+class SyscallsJob(Job, frozen=True, kw_only=True, tag=True):
+    """The system calls of these containers (ids of 12 digits), or of the whole node without any.
+
+    `program`: sysdig's path. `snaplen`: bytes of each call's data. `bytes`: of the capture, as it is compressed.
+    """
+
+    program: str
+    containers: tuple[str, ...]
+    seconds: int
+    snaplen: int
+    bytes: int
+
+
+class ProbeJob(Job, frozen=True, kw_only=True, tag=True):
+    """Whether sysdig works here. No target is read."""
+
+    program: str
+
+
 class TidyJob(Job, frozen=True, kw_only=True, tag=True):
     """Put the evidence store in order, as is due at a start; no target is read. `details["notes"]`: what was done."""
 
 
-AnyJob = SnapshotJob | MemoryJob | LogJob | DownloadJob | TrafficJob | KeepFileJob | AsideJob | TidyJob
+AnyJob = (
+    SnapshotJob
+    | MemoryJob
+    | LogJob
+    | DownloadJob
+    | TrafficJob
+    | KeepFileJob
+    | AsideJob
+    | SyscallsJob
+    | ProbeJob
+    | TidyJob
+)
 
 
 class Message(msgspec.Struct, frozen=True, tag=True):

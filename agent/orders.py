@@ -8,9 +8,17 @@ from typing import Any
 import msgspec
 
 from agent.capture import box, processes
-from agent.jobs import DownloadJob, Job, LogJob, LogTail, MemoryJob, SnapshotJob, TrafficJob
-from agent.programs import POD_LOGS, TCPDUMP, find
-from stoop.captures import DownloadWanted, LogWanted, MemoryWanted, SnapshotWanted, TrafficWanted, Wanted
+from agent.jobs import DownloadJob, Job, LogJob, LogTail, MemoryJob, SnapshotJob, SyscallsJob, TrafficJob
+from agent.programs import POD_LOGS, SYSDIG, TCPDUMP, find
+from stoop.captures import (
+    DownloadWanted,
+    LogWanted,
+    MemoryWanted,
+    SnapshotWanted,
+    SyscallsWanted,
+    TrafficWanted,
+    Wanted,
+)
 from stoop.evidence.limits import Limits
 from stoop.evidence.manifest import Origin
 from stoop.node import ContainerFacts, Lookup, ProcessFacts
@@ -98,6 +106,18 @@ def _traffic(node: Lookup, wanted: Wanted, container: ContainerFacts | None, com
     )
 
 
+def _syscalls(node: Lookup, wanted: Wanted, container: ContainerFacts | None, common: dict[str, Any]) -> Job:
+    assert isinstance(wanted, SyscallsWanted)
+    return SyscallsJob(
+        **common,
+        program=find(SYSDIG) or SYSDIG,
+        containers=wanted.containers,
+        seconds=wanted.seconds,
+        snaplen=wanted.snaplen,
+        bytes=wanted.bytes,
+    )
+
+
 Order = Callable[[Lookup, Wanted, ContainerFacts | None, dict[str, Any]], Job]
 
 ORDERS: dict[type[Wanted], Order] = {
@@ -106,6 +126,7 @@ ORDERS: dict[type[Wanted], Order] = {
     LogWanted: _log,
     DownloadWanted: _download,
     TrafficWanted: _traffic,
+    SyscallsWanted: _syscalls,
 }
 """Each kind of what is wanted: the job that keeps it."""
 

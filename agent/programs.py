@@ -10,7 +10,12 @@ import os
 
 from stoop.catalogue import CATALOGUE
 
-TCPDUMP = "tcpdump"
+TCPDUMP, SYSDIG = "tcpdump", "sysdig"
+
+SYSDIG_ACT = "kubernetes:sysdig"
+
+BTF = "/sys/kernel/btf/vmlinux"
+"""What the kernel tells of its own types (CONFIG_DEBUG_INFO_BTF): sysdig's modern eBPF driver fits itself to it."""
 
 NEEDS = {"evidence:pcap": TCPDUMP, "kubernetes:tcpdump": TCPDUMP}
 """By actionner: the program that it can't do without."""
@@ -48,6 +53,10 @@ def lacking() -> dict[str, str]:
             found[actionner] = f"there is no {program} here: it belongs into the agent's image, or on the node's PATH"
         elif lacks:
             found[actionner] = f"{program} can't be run as it must be: the agent has no {lacks}"
+    if not find(SYSDIG):
+        found[SYSDIG_ACT] = f"there is no {SYSDIG} here: it belongs into the agent's image, or on the node's PATH"
+    elif not os.path.exists(BTF):
+        found[SYSDIG_ACT] = f"the kernel has no {BTF}, which sysdig's modern eBPF driver needs"
     if not os.path.isdir(POD_LOGS):
         found["kubernetes:log"] = (
             f"there is no {POD_LOGS} here: it is the kubelet's, to be mounted into the agent's pod"

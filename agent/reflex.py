@@ -27,7 +27,7 @@ from agent.link import Link
 from agent.node.host import LinuxHost
 from agent.node.network_soon import NetworkSoon
 from agent.own import Own
-from agent.programs import lacking
+from agent.programs import SYSDIG_ACT
 from agent.reach import Reach
 from agent.rehearsal import rehearse
 from agent.resume import resume
@@ -137,10 +137,10 @@ class Reflex:
                 self.metrics.inc("acts_total", (action, str(verdict)), 0)
         self.network = NetworkSoon()
         acting = [name for name, action in CATALOGUE.actions.items() if action.begin is not None]
-        self.fitness = Fitness(lambda: self.host.unavailable() | lacking(), acting, self.warn)
+        self.fitness = Fitness(self._unavailable, acting, self.warn)
         self._network_wanted = trio.Event()
         self._evidence_wanted = trio.Event()
-        self.evidence = Evidence(config, self.host, self.host.boot_id, self.own.workers, self.warn)
+        self.evidence = Evidence(config, self.host, self.host.boot_id, self.own.workers, self.warn, self._tell_fitness)
         self.bound: dict[str, str] = {}
         self.reach = Reach(self.say)
         self.serving: Serving | None = None
@@ -234,6 +234,12 @@ class Reflex:
             self._network_unavailable,
         )
 
+    def _unavailable(self) -> dict[str, str]:
+        return self.host.unavailable() | self.evidence.unavailable()
+
+    def _tell_fitness(self) -> None:
+        self.fitness.tell()
+
     def _network_unavailable(self, reason: str) -> None:
         self.warn("the networks of pods can't be acted on", reason=reason)
         self.fitness.tell()
@@ -258,6 +264,8 @@ class Reflex:
         if any(self._takes_evidence(rule.form) for rule in rules.rules):
             self.host.capture = self.evidence
             self._evidence_wanted.set()
+        if any(step.actionner == SYSDIG_ACT for rule in rules.rules for step in rule.form.actions):
+            self.evidence.want_sysdig()
 
     def _use(self, rules: RuleSet) -> RuleSet:
         """Swap the rules; the collector never looks at the new ones, as at all that was there at the start."""

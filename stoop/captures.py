@@ -75,6 +75,16 @@ class TrafficWanted(Wanted, frozen=True, kw_only=True):
     bytes: int
 
 
+class SyscallsWanted(Wanted, frozen=True, kw_only=True):
+    """System calls of these containers (ids of 12 digits), or of the whole node without any. `snaplen`: bytes of each
+    call's data. `bytes`: of the capture, as it is compressed."""
+
+    containers: tuple[str, ...]
+    seconds: int
+    snaplen: int
+    bytes: int
+
+
 class Still(msgspec.Struct, frozen=True):
     """A target that was made to stand still: `thaw` has it go on (twice is harmless), after `for_s` at the latest."""
 

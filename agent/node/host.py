@@ -170,6 +170,15 @@ class LinuxHost:
             raise TargetRefused(f"sandbox {sandbox_id[:12]} is of pod {sandbox.pod_uid}, not of {container.pod_uid}")
         return self._namespaces.of(container, sandbox, process)
 
+    def pod_containers(self, container: ContainerFacts) -> tuple[str, ...]:
+        """Ids of the containers of the same pod that are there now, its own first; its own alone in no pod."""
+        others = [
+            found.container_id
+            for found in self._containers.index.every()
+            if container.pod_uid and found.pod_uid == container.pod_uid
+        ]
+        return tuple(dict.fromkeys((container.container_id, *others)))
+
     def container_members(self, container: ContainerFacts) -> tuple[int, ...]:
         """Pids in the container's cgroups and below, read now."""
         return tuple(sorted(self._containers.members(container)))

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from agent.jobs import VOLATILE
 from agent.work.aside import tie_to_parent
 from agent.work.files import CHUNK, pieces
 from agent.work.telling import Teller
@@ -85,17 +84,19 @@ def spool(store: str) -> Iterator[int]:
         os.close(fd)
 
 
-def record(teller: Teller, recording: Recording, into: int) -> Recorded:
-    """Run it until its time or size is over, then end it. Raises ActFailed."""
+def record(beat: Callable[[], None], recording: Recording, into: int) -> Recorded:
+    """Run it until its time or size is over, then end it. `beat`: called every BEAT_SECONDS. Raises ActFailed."""
     child = _start(recording)
     said, stopping = b"", ""
     try:
-        said, stopping = _gather(teller, recording, child, into)
+        said, stopping = _gather(beat, recording, child, into)
     finally:
         status = _end(child)
     told = said.decode("utf-8", "backslashreplace").strip()
     if stopping in EARLY:
         return Recorded(told, EARLY[stopping].format(recording.bytes))
+    if stopping and recording.itself:
+        return Recorded(told, f"{recording.name} did not end by itself within {recording.seconds:g} s")
     fine = stopping or (recording.itself and status == 0)
     return Recorded(told, "" if fine else f"{recording.name} ended before its time (status {status})")
 
@@ -150,7 +151,7 @@ def _become(recording: Recording, parent: int, pipes: tuple[int, int]) -> NoRetu
         os._exit(127)
 
 
-def _gather(teller: Teller, recording: Recording, child: _Child, into: int) -> tuple[bytes, str]:
+def _gather(beat: Callable[[], None], recording: Recording, child: _Child, into: int) -> tuple[bytes, str]:
     """What it said, and why it was told to end: `time`, a word of EARLY, or "" when it ended by itself."""
     said, size, stopping = b"", 0, ""
     until = time.monotonic() + recording.seconds
@@ -184,7 +185,7 @@ def _gather(teller: Teller, recording: Recording, child: _Child, into: int) -> t
         if why and not stopping:
             stopping, until = why, time.monotonic() + FINISH_SECONDS
             os.kill(child.pid, signal.SIGINT)
-        teller.phase(VOLATILE)
+        beat()
     return said, stopping
 
 

@@ -30,6 +30,7 @@ from agent.jobs import (
     Progress,
     Result,
     SnapshotJob,
+    SyscallsJob,
     TrafficJob,
     encode,
 )
@@ -69,7 +70,7 @@ its pages, nor need minutes at its end."""
 _F_SETPIPE_SZ = 1031
 # include/uapi/linux/fcntl.h
 
-ONE_THING = (LogJob, DownloadJob, TrafficJob, KeepFileJob)
+ONE_THING = (LogJob, DownloadJob, TrafficJob, KeepFileJob, SyscallsJob)
 """Jobs that are asked for one thing: without it there is no bundle, and the job has failed."""
 
 MAX_REASONS = 3

@@ -66,7 +66,8 @@ def _capture(teller: Teller, job: TrafficJob, held: Process, network: int, into:
         enter(network)
         _keep_only_net_raw()
 
-    recorded = record(teller, Recording(arguments(job), prepare, job.duration_s, job.bytes, held.pidfd), into)
+    recording = Recording(arguments(job), prepare, job.duration_s, job.bytes, held.pidfd)
+    recorded = record(lambda: teller.phase(VOLATILE), recording, into)
     if os.fstat(into).st_size < EMPTY_BYTES:
         raise ActFailed(f"tcpdump captured nothing: {recorded.said or recorded.why}")
     about = {"seconds": job.duration_s, "snaplen": job.snaplen, "network": job.network, "tcpdump": recorded.said}

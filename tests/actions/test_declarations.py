@@ -89,7 +89,7 @@ TALON: dict[str, tuple[bool, str, dict[str, object]]] = {
 OWN = {"process:kill", "process:suspend", "container:kill", "container:freeze", "container:limit"}
 OWN |= {"network:isolate", "network:block", "evidence:snapshot", "evidence:memory", "evidence:pcap"}
 
-ON_THE_NODE = {"kubernetes:log", "kubernetes:download", "kubernetes:tcpdump"}
+ON_THE_NODE = {"kubernetes:log", "kubernetes:download", "kubernetes:tcpdump", "kubernetes:sysdig"}
 """Acts of Talon's that the agent carries out."""
 
 # Fields that Falco (system calls) and its plugin k8saudit have.
@@ -296,7 +296,6 @@ def granted(name: str) -> set[tuple[str, str, str]]:
 @pytest.mark.parametrize(
     ("name", "right"),
     [
-        ("kubernetes:sysdig", ("batch", "jobs", "create")),
         ("kubernetes:delete", ("", "services", "delete")),
         ("kubernetes:delete", ("", "serviceaccounts", "delete")),
         ("kubernetes:label", ("", "nodes", "patch")),

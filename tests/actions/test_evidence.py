@@ -13,7 +13,8 @@ from stoop.actions.evidence.pcap import PcapParameters
 from stoop.actions.evidence.snapshot import SnapshotParameters
 from stoop.actions.file import quarantine
 from stoop.actions.file.quarantine import QuarantineParameters
-from stoop.actions.kubernetes import download, log, tcpdump
+from stoop.actions.kubernetes import download, log, sysdig, tcpdump
+from stoop.actions.kubernetes.sysdig import SysdigParameters
 from stoop.actions.kubernetes.tcpdump import TcpdumpParameters
 from stoop.catalogue import CATALOGUE, build
 from stoop.rules import load
@@ -87,6 +88,13 @@ def test_the_worker_knows_the_same_regions() -> None:
         (tcpdump.SPEC, {"snaplen": -1}, "snaplen", "snaplen"),
         (tcpdump.SPEC, {"snaplen": "all"}, "snaplen", "number"),
         (tcpdump.SPEC, {"image": 1}, "image", "text"),
+        (sysdig.SPEC, {"duration": 31}, "duration", "30"),
+        (sysdig.SPEC, {"duration": -1}, "duration", "duration"),
+        (sysdig.SPEC, {"duration": "5s"}, "duration", "number"),
+        (sysdig.SPEC, {"buffer_size": 127}, "buffer_size", "128"),
+        (sysdig.SPEC, {"buffer_size": "2KiB"}, "buffer_size", "number"),
+        (sysdig.SPEC, {"scope": "cluster"}, "scope", "pod or node"),
+        (sysdig.SPEC, {"image": []}, "image", "text"),
         (quarantine.SPEC, {"file": ""}, "file", "must not be empty"),
         (quarantine.SPEC, {"file": "/x", "image_files": "yes"}, "image_files", "true or false"),
         (quarantine.SPEC, {"file": "/x", "max_bytes": "2GiB"}, "max_bytes", "at most 1GiB"),
@@ -105,6 +113,9 @@ def test_a_capture_of_talons_is_bounded() -> None:
         params = typed_parameters(tcpdump.SPEC, given)
         assert isinstance(params, TcpdumpParameters)
         assert params.seconds == seconds
+    heard = typed_parameters(sysdig.SPEC, {"duration": 0, "buffer_size": 10**6})
+    assert isinstance(heard, SysdigParameters)
+    assert (heard.seconds, heard.snaplen) == (5, 65_000)
 
 
 def test_the_end_of_a_log_is_shown_within_bounds() -> None:

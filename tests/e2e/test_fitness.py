@@ -42,7 +42,9 @@ def lacks(agent: Agent) -> dict[str, Any]:
     """What of the hands that act it says can't be used. Programs and directories that captures need are their own
     matter: a machine that is no node has not all of them."""
     found: dict[str, Any] = agent.status()["unavailable"]
-    return {name: why for name, why in found.items() if name not in (*programs.NEEDS, "kubernetes:log")}
+    return {
+        name: why for name, why in found.items() if name not in (*programs.NEEDS, programs.SYSDIG_ACT, "kubernetes:log")
+    }
 
 
 def children(agent: Agent) -> bytes:

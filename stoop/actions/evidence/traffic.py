@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from stoop.actions.evidence import reading
 from stoop.actions.evidence.acting import ANSWER_SECONDS
 from stoop.actions.evidence.reading import Data
@@ -19,6 +21,9 @@ NODE_RIGHTS = ("CAP_SYS_PTRACE", "CAP_SYS_ADMIN", "CAP_SETUID", "CAP_SETGID", "C
 """The namespace of another's process; to enter it; to be nobody there; to hear packets; to end what is nobody's."""
 
 LANE = "traffic"
+
+MAX_TOLD = 8
+"""Containers of other pods in the same network that a record names: their traffic is in the capture too."""
 
 MAX_SECONDS = 3600
 """A capture has a worker of eight for as long as it lasts."""
@@ -65,6 +70,10 @@ async def take(ctx: ActContext, seconds: int, snaplen: int, most_bytes: int) -> 
         bytes=most_bytes,
     )
     try:
-        return await reading.take(ctx, wanted, [held], DATA)
+        outcome = await reading.take(ctx, wanted, [held], DATA)
     finally:
         held.close()
+    if not facts.shared_with:
+        return outcome
+    shared = {"network_shared_with": [container[:12] for container in facts.shared_with[:MAX_TOLD]]}
+    return msgspec.structs.replace(outcome, details=outcome.details | shared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import select
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from agent.node.procfs import namespace_inode
 from stoop.actions.kubernetes import download
@@ -43,14 +45,21 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "kubernetes:download": {"file": "${FD_NAME}"},
     "evidence:pcap": {"duration": 1},
     "kubernetes:tcpdump": {"duration": 1},
+    "kubernetes:sysdig": {"duration": 1},
 }
+
+ALWAYS = tuple(PARAMETERS)[:4]
+"""Those that every node of the tests can do. No sysdig of Debian's has the driver that the last one needs."""
+
+OUTPUT = ("kubernetes:download", "kubernetes:tcpdump", "kubernetes:sysdig")
+"""Those of which a rule must say where their data goes."""
 
 
 def capture(actionner: str, *, output: bool | None = None, dry_run: bool = False, **parameters: Any) -> str:
     """A rule named after its act. `output`: None for one where it must be."""
     step: dict[str, Any] = {"action": f"Do {actionner}", "actionner": actionner, "continue": "true"}
     step["parameters"] = PARAMETERS[actionner] | parameters
-    if actionner in ("kubernetes:download", "kubernetes:tcpdump") if output is None else output:
+    if actionner in OUTPUT if output is None else output:
         step["output"] = {"target": "local:file", "parameters": {"destination": "/tmp"}}
     made = {"rule": actionner, "match": {"rules": [actionner]}, "actions": [step]}
     return "\n- " + json.dumps(made | ({"dry_run": "true"} if dry_run else {}))
@@ -142,7 +151,7 @@ def test_trying_keeps_nothing(how: str, make_on_node: MakeOnNode, scene: Scene) 
 
 
 @needs_tcpdump
-@pytest.mark.parametrize("actionner", PARAMETERS)
+@pytest.mark.parametrize("actionner", ALWAYS)
 def test_it_keeps_and_changes_nothing_also_twice(actionner: str, make_on_node: MakeOnNode, scene: Scene) -> None:
     agent = make_on_node(capture(actionner))
     said(scene.victim, "one\ntwo\nthree")
@@ -368,9 +377,11 @@ def test_the_pods_traffic_and_no_others(make_on_node: MakeOnNode, talker: Contai
     agent = make_on_node(rules)
     other = talker.node.pod("web-2", "shop")
     other.container("sh", "-c", "while :; do ping -c 1 -W 1 -p 77 10.244.0.1 >/dev/null; done")
+    joined = other.container("sleep", "1000", name="joined", options=["--with-ns", f"network:{talker.pod.netns}"])
     for actionner in TRAFFIC:
         record = agent.answer(told_of(talker, rule=actionner))
         assert record["outcome"] == "done", record
+        assert record["details"]["network_shared_with"] == [joined.id[:12]]
         sent = [data for _, data in packets(kept(agent, record)[1])]
         assert any(b"\xa5" * 16 in data for data in sent)
         assert not any(b"\x77" * 16 in data for data in sent)
@@ -448,14 +459,67 @@ def test_without_tcpdump_it_is_said(
     try:
         agent.start()
         found = agent.status()["unavailable"]
-        assert {name for name in found if name in PARAMETERS} == set(TRAFFIC)
+        assert {name for name in found if name in ALWAYS} == set(TRAFFIC)
         assert found["evidence:pcap"]["rules"] == ["evidence:pcap"]
         assert "no tcpdump here" in found["evidence:pcap"]["reason"]
         assert "no tcpdump here" in agent.said()
         assert agent.stoop("actions", "list").stdout.count("no tcpdump here") == 2
         record = agent.answer(told_of(talker, rule="evidence:pcap"))
-        assert (record["outcome"], "tcpdump" in record["reason"]) == ("failed", True), record
+        assert (record["outcome"], record["reason"]) == ("refused", found["evidence:pcap"]["reason"]), record
         said(talker, "still read")
         assert agent.answer(told_of(talker, rule="kubernetes:log"))["details"]["log"] == ["still read"]
+    finally:
+        agent.close()
+
+
+# ---------------------------------------------------------------- system calls
+
+
+def test_without_a_sysdig_that_works_it_is_refused(make_on_node: MakeOnNode, scene: Scene) -> None:
+    """There is none, or it has no driver for this kernel: found out once, when a rule needs it."""
+    agent = make_on_node(capture("kubernetes:sysdig"))
+    await_that(lambda: "kubernetes:sysdig" in agent.status()["unavailable"], f"it is told; log: {agent.said()}")
+    told = agent.status()["unavailable"]["kubernetes:sysdig"]
+    assert told["reason"].startswith(("there is no sysdig here", "sysdig does not work here: `sysdig --modern-bpf"))
+    assert told["rules"] == ["kubernetes:sysdig"]
+    assert "a rule needs what can't be done here" in agent.said()
+    listed = agent.stoop("actions", "list").stdout.split("--- kubernetes:sysdig ---\n")[1].split("\n--- ")[0]
+    assert yaml.safe_load(listed)["unavailable_on_this_node"] == told["reason"]
+    record = agent.answer(told_of(scene.victim, rule="kubernetes:sysdig"))
+    assert (record["outcome"], record["reason"]) == ("refused", told["reason"])
+    assert bundles(agent) == []
+
+
+# Says how it was called in place of a capture.
+STAND_IN = """#!/bin/sh
+{ printf '%s\\n' "$@"; echo of sixty bytes and more, as a capture would have; } | gzip
+"""
+
+
+@pytest.mark.parametrize("scope", ["pod", "node"])
+def test_a_program_in_the_place_of_sysdig_is_told_whom_to_capture(
+    scope: str, the_node: Node, scene: Scene, tmp_path: Path
+) -> None:
+    """All of the act but the program, for which there is no driver here: the pod's containers and no other's."""
+    (tmp_path / "sysdig").write_text(STAND_IN)
+    (tmp_path / "sysdig").chmod(0o755)
+    agent = on_node(the_node, tmp_path, capture("kubernetes:sysdig", scope=scope, buffer_size=0, duration=3, image="x"))
+    agent.more_environment["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    try:
+        agent.start()
+        before, inside = scene.whole(), pod_files(scene)
+        record = agent.answer(told_of(scene.victim, rule="kubernetes:sysdig"))
+        assert (record["outcome"], record["reason"]) == ("done", ""), record
+        assert record["details"]["data"] == {"part": "sysdig.scap.gz", "name": "sysdig.scap.gz"}
+        assert "no Job is created" in record["details"]["ignored"]["image"]
+        told = gzip.decompress(kept(agent, record)[1]).decode().splitlines()
+        assert told[:8] == ["--modern-bpf", "-M", "3", "-s", "2048", "-z", "-w", "-"]
+        ids = [each.id[:12] for each in (scene.victim, scene.sibling, scene.pod.sandbox)]
+        asked = told[8] if scope == "pod" else ""
+        assert set(asked.removeprefix("container.id in (").removesuffix(")").split(", ")) == (
+            set(ids) if asked else {""}
+        )
+        assert len(told) == (10 if scope == "pod" else 9)
+        assert (scene.whole(), pod_files(scene)) == (before, inside)
     finally:
         agent.close()
