@@ -198,6 +198,7 @@ class ActContext(msgspec.Struct, frozen=True):
     reversal: Reversal | None = None
     keep: Callable[[dict[str, Any]], None] | None = None
     about: Callable[[], About] | None = None  # by whose word the act of now is done
+    seen: HeldProcess | None = None  # of an act on a container: the alert's process, where it is held
     fields: Mapping[str, Any] = {}  # the alert's output_fields: words, not facts
 
 

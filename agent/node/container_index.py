@@ -12,7 +12,7 @@ import errno
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import trio
 from inotify_simple import Event, INotify, flags, parse_events
@@ -37,8 +37,12 @@ REBUILD_NS = 1_000_000_000
 FAULT_NS = 60_000_000_000
 """Until it is tried again where watching failed: that does not pass by itself soon."""
 
-PAUSE_S = 0.05
+PAUSE_S = 0.02
 """Between two readings of events by `follow`: those that come in a burst are read together."""
+
+MAX_NEW = 64
+"""Containers that came since the last reading and are told by `follow`: the others are looked at when they are asked
+for. Some 0.2 ms each."""
 
 PREFIX = 12
 """Digits of an id that Falco tells."""
@@ -63,6 +67,7 @@ class ContainerIndex:
         self._found: dict[str, list[tuple[str, Found]]] = {}  # first PREFIX digits → (mount, directory)
         self._below: dict[str, set[str]] = {}  # watched directory → names of those in it
         self._misses: dict[str, None] = {}
+        self._new: list[Found] = []
         self._inside: Counter[str] = Counter()  # watches inside each container that is in no pod
         self._portions = 0
         self._true = False
@@ -118,10 +123,17 @@ class ContainerIndex:
 
     # ------------------------------------------------------------ keeping it true
 
-    async def follow(self) -> None:
-        """Read what is told as it comes, so that no question finds much waiting. Until it is cancelled."""
+    async def follow(self, came: Callable[[Found], None]) -> None:
+        """Read what is told as it comes, so that no question finds much waiting. Until it is cancelled.
+
+        `came`: is told of a container that has come, in each hierarchy, soon after.
+        """
         while True:
             self.update()
+            for found in self._new:
+                came(found)
+                await trio.lowlevel.checkpoint()
+            self._new.clear()
             if self._inotify is None:
                 await trio.sleep(FAULT_NS / 1e9)
                 continue
@@ -209,6 +221,8 @@ class ContainerIndex:
             entries = self._found.setdefault(found.container_id[:PREFIX], [])
             if (mount, found) not in entries:
                 entries.append((mount, found))
+                if len(self._new) < MAX_NEW:
+                    self._new.append(found)
         parent, _, name = (mount + path).rpartition("/")
         if path and parent in self._below:
             self._below[parent].add(name)

@@ -73,8 +73,9 @@ class LinuxHost:
 
     async def follow(self) -> None:
         """Keep the index of containers up to date as they come and go, until cancelled. Without it, each question
-        about a container reads first what has happened since the last one."""
-        await self._containers.index.follow()
+        about a container reads first what has happened since the last one. What names a new one's pod is read then, so
+        that its first alert finds it read."""
+        await self._containers.index.follow(lambda found: self._pods.expect(found.container_id, found.pod_uid))
 
     # ------------------------------------------------------------ processes
 
@@ -108,7 +109,7 @@ class LinuxHost:
 
         They do not agree on a machine that was suspended since: the kernel counts the age without that time.
         """
-        born = self._taskstats.born(facts.pid)
+        born = self._taskstats.born(facts.pid, tight=True)
         latest = facts.start_ns + facts.start_slack_ns
         if born is None or born.start_ns + born.slack_ns < facts.start_ns or born.start_ns > latest:
             return facts.start_ns, facts.start_slack_ns

@@ -16,6 +16,10 @@ WEAK_NS = 10_000_000_000
 """What the runtime's own files did not tell is asked again after this time: they may be seen by then."""
 
 
+EXPECTED_NS = 1_000_000_000
+"""The same, where nobody asked yet: the container has just come, and the rest of its files may be written by then."""
+
+
 class Pods:
     """Tells a container's pod. What the runtime's files told stays true: an id is never given to another container."""
 
@@ -32,8 +36,16 @@ class Pods:
         if known is not None and (not known[1] or self._mono_ns() < known[1]):
             self._known.move_to_end(key)
             return known[0]
-        facts = self._look(container_id, pod_uid)
-        self._known[key] = facts, self._mono_ns() + WEAK_NS if facts.why else 0
+        return self._learn(key, WEAK_NS)
+
+    def expect(self, container_id: str, pod_uid: str) -> None:
+        """Somebody may ask about this container soon: look now, when nobody waits for it."""
+        if (container_id, pod_uid) not in self._known:
+            self._learn((container_id, pod_uid), EXPECTED_NS)
+
+    def _learn(self, key: tuple[str, str], weak_ns: int) -> PodFacts:
+        facts = self._look(*key)
+        self._known[key] = facts, self._mono_ns() + weak_ns if facts.why else 0
         if len(self._known) > MAX_REMEMBERED:
             self._known.popitem(last=False)
         return facts

@@ -8,7 +8,7 @@ import pytest
 
 from agent.node.bundles import Names
 from agent.node.kubelet import KubeletLogs
-from agent.node.pods import WEAK_NS
+from agent.node.pods import EXPECTED_NS, WEAK_NS
 from stoop.pods import PodFacts, Source, Told
 from tests.node.runtimes import CONTAINERD, ID, ME, SANDBOX, UID, Node
 
@@ -126,6 +126,24 @@ def test_what_was_not_told_is_asked_again_after_a_while(node: Node) -> None:
     node.containerd(CONTAINERD)
     assert pods.of(ID, UID).namespace == Told()
     now[0] += WEAK_NS
+    assert pods.of(ID, UID).namespace == strong("shop")
+
+
+def test_one_that_is_expected_is_read_before_anybody_asks(node: Node) -> None:
+    config = node.containerd(CONTAINERD)
+    pods = node.pods()
+    pods.expect(ID, UID)
+    config.unlink()
+    assert pods.of(ID, UID).namespace == strong("shop")
+
+
+def test_what_was_looked_for_too_soon_is_asked_again_soon(node: Node) -> None:
+    now = [1]
+    pods = node.pods(lambda: now[0])
+    pods.expect(ID, UID)
+    node.containerd(CONTAINERD)
+    assert pods.of(ID, UID).namespace == Told()
+    now[0] += EXPECTED_NS
     assert pods.of(ID, UID).namespace == strong("shop")
 
 

@@ -280,14 +280,16 @@ async def test_following_reads_what_is_told(index: ContainerIndex, cgroups: Coun
     box = make_box("v2")
     assert box.v2 is not None
     new = box.v2.parent / ("e3" * 32)
+    came: list[Found] = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(index.follow)
+        nursery.start_soon(index.follow, came.append)
         await trio.testing.wait_all_tasks_blocked()
         new.mkdir()
         # It wakes, pauses and reads; then it sleeps for good.
         await trio.testing.wait_all_tasks_blocked(container_index.PAUSE_S * 4)
         nursery.cancel_scope.cancel()
     assert "e3" * 6 in index._found
+    assert [found.directory for found in came if found.container_id == "e3" * 32] == [str(new)]
     assert where(index, "e3" * 32) == [str(new)]
     assert cgroups.searches == 0
 

@@ -104,7 +104,7 @@ def begin(ctx: ActContext) -> Outcome | Begun:
         return Outcome(Verdict.REFUSED, "no container was found for it")
     if reversal.state["was_frozen"]:
         return Outcome(Verdict.SKIPPED, "it was frozen already, and not by Stoop: left to whoever did it")
-    reason = protected_init(ctx.host, ctx.protects, container)
+    reason = protected_init(ctx, container)
     if reason:
         return Outcome(Verdict.REFUSED, reason)
     if not ctx.host.freeze(container, True) and ctx.host.is_frozen(container):
