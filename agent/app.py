@@ -156,6 +156,7 @@ async def live(reflex: Reflex) -> None:
             base.start_soon(_tick, reflex)
             base.start_soon(reflex.rule_files.watch, reflex.rules_changed, reflex.warn)
             base.start_soon(reflex.host.follow)
+            base.start_soon(reflex.restarts.serve)
             if not told.is_set():
                 await _take_in(reflex, told)
             with trio.move_on_after(GRACE_SECONDS) as grace:

@@ -29,6 +29,7 @@ from agent.node.network_soon import NetworkSoon
 from agent.own import Own
 from agent.reach import Reach
 from agent.rehearsal import rehearse
+from agent.restarts import Restarts
 from agent.resume import resume
 from agent.rulebook import Rulebook
 from agent.vitals import Body, Vitals
@@ -120,8 +121,9 @@ class Reflex:
             disarmed=self._rule_disarmed,
         )
         self.recorder = recorder = Recorder(
-            self.journal, self.metrics, self.mode, (self.followers.put, self._tell_helper)
+            self.journal, self.metrics, self.mode, (self.followers.put, self._tell_helper, self._note_end)
         )
+        self.restarts = Restarts(self.host, recorder, self.clocks, self.say)
         self.memory = Memory(config.guard.dedup_window_ns)
         self.holdings = Holdings(HoldFiles(Path(config.state_dir)), self.clocks, self.host.boot_id, self.say)
         self._first = First(config.evidence_first, config.evidence_deadline_ns / 1e9)
@@ -196,6 +198,9 @@ class Reflex:
 
     def _tell_helper(self, record: Record) -> None:
         self.link.send(Recorded(record))
+
+    def _note_end(self, record: Record) -> None:
+        self.restarts.put(record)
 
     # ------------------------------------------------------------ start
 

@@ -12,7 +12,7 @@ import errno
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import trio
 from inotify_simple import Event, INotify, flags, parse_events
@@ -43,6 +43,9 @@ PAUSE_S = 0.05
 PREFIX = 12
 """Digits of an id that Falco tells."""
 
+Heard = Callable[[Found], None]
+"""Is told of a container's cgroup; short, and raises nothing."""
+
 _LONGEST_EVENT = 16 + 256
 _QUEUE_BYTES = 1 << 20
 _MASK = flags.CREATE | flags.DELETE | flags.MOVED_FROM | flags.MOVED_TO | flags.ONLYDIR
@@ -68,6 +71,8 @@ class ContainerIndex:
         self._true = False
         self._again_ns = 0
         self.fault = ""
+        self.heard: Heard | None = None
+        """Is told of each that comes, once a hierarchy, and of all once more when the index was built anew."""
 
     def close(self) -> None:
         """Let go of the watches. Idempotent."""
@@ -209,6 +214,8 @@ class ContainerIndex:
             entries = self._found.setdefault(found.container_id[:PREFIX], [])
             if (mount, found) not in entries:
                 entries.append((mount, found))
+                if self.heard is not None:
+                    self.heard(found)
         parent, _, name = (mount + path).rpartition("/")
         if path and parent in self._below:
             self._below[parent].add(name)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Iterator
 
 from agent.node.bundles import Bundles
-from agent.node.cgroup import Cgroups
+from agent.node.cgroup import Cgroups, Found
+from agent.node.container_index import Heard
 from agent.node.containers import Containers
 from agent.node.disks import block_devices
 from agent.node.facts import EXITED, Facts
@@ -154,6 +156,18 @@ class LinuxHost:
         Files are read at the first question about a container (`Pods`); where the runtime's are not seen, every 10 s.
         """
         return self._pods.of(container_id, pod_uid)
+
+    def pod_now(self, container_id: str, pod_uid: str) -> PodFacts:
+        """As `pod_of`, looked at anew; only what the runtime's own files tell is remembered."""
+        return self._pods.now(container_id, pod_uid)
+
+    def containers(self) -> Iterator[Found]:
+        """Each container's cgroup of now. Raises TargetRefused where there are too many to look through."""
+        return self._containers.index.every()
+
+    def hear_of_containers(self, heard: Heard | None) -> None:
+        """Be told of each new container's cgroup, as `ContainerIndex.heard`; None to be told no more."""
+        self._containers.index.heard = heard
 
     def namespaces_of(self, container: ContainerFacts, process: ProcessFacts | None = None) -> NamespaceFacts:
         """Of a container and its pod's sandbox; where this process sits elsewhere. Raises TargetGone, TargetRefused."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
+import msgspec
+
 from agent.node.bundles import Bundle, Bundles, Names
 from agent.node.kubelet import KubeletLogs
 from stoop.pods import NOTHING, PodFacts, Source, Told
@@ -32,8 +34,18 @@ class Pods:
         if known is not None and (not known[1] or self._mono_ns() < known[1]):
             self._known.move_to_end(key)
             return known[0]
+        return self._remember(key, self._look(container_id, pod_uid))
+
+    def now(self, container_id: str, pod_uid: str) -> PodFacts:
+        """The same, looked at anew. What is not the runtime's own word is not remembered: for a container that is just
+        being started, whose files may come any moment."""
+        key = (container_id, pod_uid)
         facts = self._look(container_id, pod_uid)
+        return facts if facts.why else self._remember(key, facts)
+
+    def _remember(self, key: tuple[str, str], facts: PodFacts) -> PodFacts:
         self._known[key] = facts, self._mono_ns() + WEAK_NS if facts.why else 0
+        self._known.move_to_end(key)
         if len(self._known) > MAX_REMEMBERED:
             self._known.popitem(last=False)
         return facts
@@ -43,7 +55,8 @@ class Pods:
         if isinstance(bundle, Bundle):
             told = bundle.names.uid
             if not (told and pod_uid and told != pod_uid):
-                return _of_bundle(container_id, pod_uid, bundle.names)
+                facts = _of_bundle(container_id, pod_uid, bundle.names)
+                return msgspec.structs.replace(facts, init_pid=bundle.init_pid)
             bundle = f"the runtime says pod {told}, the cgroup pod {pod_uid}"
         names = self._logs.read(container_id, pod_uid)
         return _facts(container_id, pod_uid, names, Source.KUBELET, why=bundle)

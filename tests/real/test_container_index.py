@@ -369,3 +369,28 @@ def test_too_many_that_came_at_once_are_a_fault_and_no_error(
     monkeypatch.setattr(index, "_again_ns", 0)
     assert where(index, box.container_id) == paths(box)
     assert index.fault == ""
+
+
+@pytest.mark.parametrize("kind", ["v2", "v1", "hybrid"])
+def test_whoever_wants_to_is_told_of_each_new_one(kind: str, index: ContainerIndex, make_box: MakeBox) -> None:
+    assert index.update()
+    heard: list[Found] = []
+    index.heard = heard.append
+    box = make_box(kind)
+    assert index.update()
+    assert {found.directory for found in heard} == set(paths(box))
+    assert {(found.container_id, found.pod_uid) for found in heard} == {(box.container_id, box.pod_uid)}
+    index.heard = None
+    make_box(kind)
+    assert index.update()
+    assert len(heard) == len(paths(box))
+
+
+def test_built_anew_it_tells_of_all(index: ContainerIndex, make_box: MakeBox) -> None:
+    box = make_box("v2")
+    assert index.update()
+    heard: list[Found] = []
+    index.heard = heard.append
+    index.close()
+    assert index.update()
+    assert box.container_id in {found.container_id for found in heard}

@@ -148,7 +148,8 @@ async def at_end(host: NodeHost, state: dict[str, Any]) -> Outcome:
     host.kill_container(container)
     host.freeze(container, False)  # v1: SIGKILL takes effect only now
     await host.wait_container_empty(container)
-    return Outcome(Verdict.DONE, "killed, as the rule says", {"count": len(container.members)})
+    details = {"container_id": container.container_id, "count": len(container.members)}
+    return Outcome(Verdict.DONE, "killed, as the rule says", details)
 
 
 async def drift(host: NodeHost, state: dict[str, Any]) -> str:
