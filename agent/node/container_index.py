@@ -12,7 +12,7 @@ import errno
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import trio
 from inotify_simple import Event, INotify, flags, parse_events
@@ -40,12 +40,11 @@ FAULT_NS = 60_000_000_000
 PAUSE_S = 0.02
 """Between two readings of events by `follow`: those that come in a burst are read together."""
 
-MAX_NEW = 64
-"""Containers that came since the last reading and are told by `follow`: the others are looked at when they are asked
-for. Some 0.2 ms each."""
-
 PREFIX = 12
 """Digits of an id that Falco tells."""
+
+Heard = Callable[[Found], None]
+"""Is told of a container's cgroup; short, and raises nothing."""
 
 _LONGEST_EVENT = 16 + 256
 _QUEUE_BYTES = 1 << 20
@@ -67,12 +66,13 @@ class ContainerIndex:
         self._found: dict[str, list[tuple[str, Found]]] = {}  # first PREFIX digits → (mount, directory)
         self._below: dict[str, set[str]] = {}  # watched directory → names of those in it
         self._misses: dict[str, None] = {}
-        self._new: list[Found] = []
         self._inside: Counter[str] = Counter()  # watches inside each container that is in no pod
         self._portions = 0
         self._true = False
         self._again_ns = 0
         self.fault = ""
+        self.heard: Heard = lambda found: None
+        """Is told of each that comes, once a hierarchy, and of all once more when the index was built anew."""
 
     def close(self) -> None:
         """Let go of the watches. Idempotent."""
@@ -123,17 +123,14 @@ class ContainerIndex:
 
     # ------------------------------------------------------------ keeping it true
 
-    async def follow(self, came: Callable[[Found], None]) -> None:
+    async def follow(self, heard: Callable[[], Awaitable[None]]) -> None:
         """Read what is told as it comes, so that no question finds much waiting. Until it is cancelled.
 
-        `came`: is told of a container that has come, in each hierarchy, soon after.
+        `heard`: is awaited after each reading.
         """
         while True:
             self.update()
-            for found in self._new:
-                came(found)
-                await trio.lowlevel.checkpoint()
-            self._new.clear()
+            await heard()
             if self._inotify is None:
                 await trio.sleep(FAULT_NS / 1e9)
                 continue
@@ -221,8 +218,7 @@ class ContainerIndex:
             entries = self._found.setdefault(found.container_id[:PREFIX], [])
             if (mount, found) not in entries:
                 entries.append((mount, found))
-                if len(self._new) < MAX_NEW:
-                    self._new.append(found)
+                self.heard(found)
         parent, _, name = (mount + path).rpartition("/")
         if path and parent in self._below:
             self._below[parent].add(name)

@@ -10,7 +10,7 @@ from agent.node.bundles import Names
 from agent.node.kubelet import KubeletLogs
 from agent.node.pods import EXPECTED_NS, WEAK_NS
 from stoop.pods import PodFacts, Source, Told
-from tests.node.runtimes import CONTAINERD, ID, ME, SANDBOX, UID, Node
+from tests.node.runtimes import CONTAINERD, ID, ME, PID, SANDBOX, UID, Node
 
 
 @pytest.fixture
@@ -79,6 +79,7 @@ def test_the_runtime_s_word_comes_first(node: Node) -> None:
         image=strong("registry.test/web:1"),
         sandbox_id=SANDBOX,
         in_pod=True,
+        init_pid=PID,
     )
 
 
@@ -153,3 +154,13 @@ def test_only_so_many_are_remembered(node: Node, monkeypatch: pytest.MonkeyPatch
     for number in range(5):
         pods.of(f"{number:064x}", "")
     assert len(pods._known) == 2
+
+
+def test_looked_at_anew_only_the_runtime_s_word_is_remembered(node: Node) -> None:
+    pods = node.pods()
+    node.logs()
+    assert pods.now(ID, UID).container == weak("app")
+    node.containerd(CONTAINERD)
+    told = pods.of(ID, UID)  # the weaker word was not remembered
+    assert told.container == strong("app")
+    assert pods.now(ID, UID) == told
