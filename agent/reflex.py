@@ -27,8 +27,10 @@ from agent.link import Link
 from agent.node.host import LinuxHost
 from agent.node.network_soon import NetworkSoon
 from agent.own import Own
+from agent.programs import SYSDIG_ACT
 from agent.reach import Reach
 from agent.rehearsal import rehearse
+from agent.restarts import Restarts
 from agent.resume import resume
 from agent.rulebook import Rulebook
 from agent.vitals import Body, Vitals
@@ -71,6 +73,12 @@ NETWORK = "network:"
 
 FILE = "file:"
 """The category of the actions whose holds need their bundles."""
+
+
+def ends_may_destroy(actionner: str) -> bool:
+    """Whether what this act holds may be destroyed when its time is over."""
+    action = CATALOGUE.actions.get(actionner)
+    return action is not None and action.at_end_destroys is not None
 
 
 class Marks:
@@ -121,12 +129,13 @@ class Reflex:
             disarmed=self._rule_disarmed,
         )
         self.recorder = recorder = Recorder(
-            self.journal, self.metrics, self.mode, (self.followers.put, self._tell_helper)
+            self.journal, self.metrics, self.mode, (self.followers.put, self._tell_helper, self._note_end)
         )
+        self.restarts = Restarts(self.host, recorder, self.clocks, self.say)
         self.memory = Memory(config.guard.dedup_window_ns)
         self.holdings = Holdings(HoldFiles(Path(config.state_dir)), self.clocks, self.host.boot_id, self.say)
         self._first = First(config.evidence_first, config.evidence_deadline_ns / 1e9)
-        self.giveback = GiveBack(self.holdings, CATALOGUE, self.host, recorder, self.clocks, self.say)
+        self.giveback = GiveBack(self.holdings, CATALOGUE, self.host, recorder, self.clocks, self.say, self._first)
         self.responder = self._make_responder(config)
         self.front = Front(self.responder, self.metrics, self.own, self.say, self.clocks.mono_ns, self.look_at_clock)
         self.front.show_all = config.print_all_events
@@ -140,10 +149,10 @@ class Reflex:
                 self.metrics.inc("acts_total", (action, str(verdict)), 0)
         self.network = NetworkSoon()
         acting = [name for name, action in CATALOGUE.actions.items() if action.begin is not None]
-        self.fitness = Fitness(self.host.unavailable, acting, self.warn)
+        self.fitness = Fitness(self._unavailable, acting, self.warn)
         self._network_wanted = trio.Event()
         self._evidence_wanted = trio.Event()
-        self.evidence = Evidence(config, self.host, self.host.boot_id, self.own.workers, self.warn)
+        self.evidence = Evidence(config, self.host, self.host.boot_id, self.own.workers, self.warn, self._tell_fitness)
         self.bound: dict[str, str] = {}
         self.reach = Reach(self.say)
         self.serving: Serving | None = None
@@ -198,6 +207,9 @@ class Reflex:
     def _tell_helper(self, record: Record) -> None:
         self.link.send(Recorded(record))
 
+    def _note_end(self, record: Record) -> None:
+        self.restarts.put(record)
+
     # ------------------------------------------------------------ start
 
     def recover(self, recovery: Recovery) -> None:
@@ -212,8 +224,9 @@ class Reflex:
             self.say("error", "an act was under way when the agent last ended", **record.public())
         self.giveback.recover()
         self._want_network(hold.actionner for hold in self.holdings.table)
-        if any(True for _ in self._files_held()):
-            self._want_workers()
+        may_destroy = any(hold.evidence_first and ends_may_destroy(hold.actionner) for hold in self.holdings.table)
+        if may_destroy or any(True for _ in self._files_held()):
+            self._start_evidence()
         for line in resume(self.host, recovery.unfinished, self.holdings.table):
             self.warn("what the last agent held still goes on", what=line)
         if recovery.window is not None:
@@ -239,6 +252,12 @@ class Reflex:
             self._network_unavailable,
         )
 
+    def _unavailable(self) -> dict[str, str]:
+        return self.host.unavailable() | self.evidence.unavailable()
+
+    def _tell_fitness(self) -> None:
+        self.fitness.tell()
+
     def _network_unavailable(self, reason: str) -> None:
         self.warn("the networks of pods can't be acted on", reason=reason)
         self.fitness.tell()
@@ -248,22 +267,32 @@ class Reflex:
             self.host.network = self.network
             self._network_wanted.set()
 
-    async def serve_evidence(self) -> None:
-        """From the first rule on that takes evidence: a process more, and one for each that is taken."""
-        await self._evidence_wanted.wait()
-        await self.evidence.serve()
+    async def serve_evidence(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """From the first rule or hold on that takes evidence: a process more, and one for each that is taken.
+
+        Started as soon as evidence can be asked for, if it is wanted now: a hold's end may be due already.
+        """
+        if self._evidence_wanted.is_set():
+            await self.evidence.serve(task_status)
+        else:
+            task_status.started()
+            await self._evidence_wanted.wait()
+            await self.evidence.serve()
 
     def _takes_evidence(self, form: RuleForm) -> bool:
         """Whether a rule ever needs workers: by its actions, or before them."""
         specs = [CATALOGUE.actions[step.actionner].spec for step in form.actions]
-        first = self._first.applies(form) and any(spec.destroys and spec.scope is Scope.NODE for spec in specs)
+        destroys = any((spec.destroys or ends_may_destroy(spec.name)) and spec.scope is Scope.NODE for spec in specs)
+        first = self._first.applies(form) and destroys
         return first or any(spec.scope is Scope.NODE and spec.output is not OutputUse.NONE for spec in specs)
 
     def _want_evidence(self, rules: RuleSet) -> None:
         if any(self._takes_evidence(rule.form) for rule in rules.rules):
-            self._want_workers()
+            self._start_evidence()
+        if any(step.actionner == SYSDIG_ACT for rule in rules.rules for step in rule.form.actions):
+            self.evidence.want_sysdig()
 
-    def _want_workers(self) -> None:
+    def _start_evidence(self) -> None:
         self.evidence.held = self._files_held
         self.host.capture = self.evidence
         self._evidence_wanted.set()

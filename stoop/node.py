@@ -92,6 +92,10 @@ class HeldProcess(Protocol):
     @property
     def facts(self) -> ProcessFacts: ...
 
+    def again(self) -> HeldProcess:
+        """The same process with the same facts, held once more. Raises TargetRefused without a free descriptor."""
+        ...
+
     def signal(self, signo: int) -> bool:
         """Send a signal through the pidfd; False when it is gone already. Raises ActFailed when not permitted."""
         ...
@@ -231,6 +235,10 @@ class NodeHost(Lookup, Protocol):
 
     def namespaces_of(self, container: ContainerFacts, process: ProcessFacts | None = None) -> NamespaceFacts:
         """Of a container and its pod's sandbox; where this process sits elsewhere. Raises TargetGone, TargetRefused."""
+        ...
+
+    def pod_containers(self, container: ContainerFacts) -> tuple[str, ...]:
+        """Ids of the containers of the same pod that are there now, its own first; its own alone in no pod."""
         ...
 
     def container_members(self, container: ContainerFacts) -> tuple[int, ...]:

@@ -94,7 +94,7 @@ class Subject:
 
     @property
     def held(self) -> HeldProcess | None:
-        """The process, if somebody asked for it and it is proven."""
+        """The process, where it is held."""
         return self._process
 
     @property

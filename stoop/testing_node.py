@@ -51,6 +51,11 @@ class FakeHold:
         self._closed = False
         self.facts = process.facts
 
+    def again(self) -> FakeHold:
+        """The same process, held once more."""
+        self._host.open_holds += 1
+        return FakeHold(self._host, self._held())
+
     def signal(self, signo: int) -> bool:
         """Remember it, and end where the process ends on it."""
         process = self._held()
@@ -200,6 +205,12 @@ class FakeHost:
             host_mnt=outside,
             elsewhere=("mnt",) if process is not None and process.mnt_ns != inside else (),
         )
+
+    def pod_containers(self, container: ContainerFacts) -> tuple[str, ...]:
+        """Of the processes that are in a container of the same pod."""
+        facts = [process.facts for process in self.processes.values()]
+        others = [each.container_id for each in facts if container.pod_uid and each.pod_uid == container.pod_uid]
+        return tuple(dict.fromkeys((container.container_id, *others)))
 
     def container_members(self, container: ContainerFacts) -> tuple[int, ...]:
         """Those that live."""

@@ -12,13 +12,15 @@ from agent.jobs import (
     KeepFileJob,
     LogJob,
     MemoryJob,
+    ProbeJob,
     Result,
     SnapshotJob,
+    SyscallsJob,
     TidyJob,
     TrafficJob,
     encode,
 )
-from agent.work import disuse, download, log, memory, quarantine, scribe, snapshot, traffic
+from agent.work import disuse, download, log, memory, quarantine, scribe, snapshot, syscalls, traffic
 from stoop.errors import StoopError, TargetGone, TargetRefused
 from stoop.evidence.store import Store
 
@@ -49,6 +51,8 @@ PERFORM: dict[type[AnyJob], Perform] = {
     TrafficJob: _bundled(traffic.read),
     KeepFileJob: _bundled(quarantine.read),
     AsideJob: disuse.perform,
+    SyscallsJob: _bundled(syscalls.read),
+    ProbeJob: syscalls.probe,
     TidyJob: _tidy,
 }
 """Each kind of job: how it is done."""

@@ -32,6 +32,7 @@ from agent.jobs import (
     Progress,
     Result,
     SnapshotJob,
+    SyscallsJob,
     TrafficJob,
     encode,
 )
@@ -71,7 +72,7 @@ its pages, nor need minutes at its end."""
 _F_SETPIPE_SZ = 1031
 # include/uapi/linux/fcntl.h
 
-ONE_THING = (LogJob, DownloadJob, TrafficJob, KeepFileJob)
+ONE_THING = (LogJob, DownloadJob, TrafficJob, KeepFileJob, SyscallsJob)
 """Jobs that are asked for one thing: without it there is no bundle, and the job has failed."""
 
 MAX_REASONS = 3
@@ -117,6 +118,8 @@ def perform(read: Read, job: AnyJob, sock: socket.socket, deadline: float, fds: 
             return Result(False, "the file could not be kept whole; nothing was changed", details)
         about = parts[0].about
         details |= {"file": about["file"], "resolved": about["resolved"], "sha256": parts[0].sha256}
+    if scribe.text:
+        details["text"] = scribe.text
     return Result(True, details=details | ({"hung": sorted(scribe.hung)} if scribe.hung else {}))
 
 
@@ -142,6 +145,7 @@ class _Scribe:
         self.hung: set[str] = set()
         self.notes: dict[str, Any] = {}
         self.no: TargetError | None = None
+        self.text = b""
 
     def gather(self, deadline: float) -> None:
         """Have the target read until all is there, the deadline, or the last reader."""
@@ -245,6 +249,8 @@ class _Scribe:
         match frame:
             case Whole(name, data, about):
                 self._writer.add(name, data, about)
+                if isinstance(self._job, LogJob) and self._job.tell:
+                    self.text = data[-self._job.tell :]
             case Begin(name, size, about):
                 self._part = self._writer.begin(name, size, about)
             case Piece(data) if self._part is not None:

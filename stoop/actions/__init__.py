@@ -9,6 +9,7 @@ from stoop.actions.container import freeze as container_freeze
 from stoop.actions.container import kill as container_kill
 from stoop.actions.container import limit as container_limit
 from stoop.actions.evidence import memory as evidence_memory
+from stoop.actions.evidence import pcap as evidence_pcap
 from stoop.actions.evidence import snapshot as evidence_snapshot
 from stoop.actions.file import quarantine as file_quarantine
 from stoop.actions.gcp import function as gcp_function
@@ -42,6 +43,7 @@ ACTIONS: tuple[Action, ...] = (
     evidence_snapshot.ACTION,
     evidence_memory.ACTION,
     file_quarantine.ACTION,
+    evidence_pcap.ACTION,
     network_isolate.ACTION,
     network_block.ACTION,
     kubernetes_terminate.ACTION,

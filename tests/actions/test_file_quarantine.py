@@ -87,7 +87,7 @@ class World:
             act=ACT,
             about=lambda: ABOUT,
             alert=alert,
-            actor=actor,
+            seen=actor,
         )
 
     async def keep(self, state: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from stoop.actions.container.init import hold_init, protected_init
+from stoop.actions.container.init import protected_init
 from stoop.actions.evidence.acting import ANSWER_SECONDS, NOT_HERE, told
 from stoop.actions.evidence.bounds import size
 from stoop.actions.holding import DEFAULT_TTL, Ttl, check_ttl, ttl_ns
@@ -155,7 +155,7 @@ def plan(ctx: ActContext) -> Outcome | Reversal:
     if ctx.container is None or ctx.about is None:
         return Outcome(Verdict.REFUSED, "no container was found for it")
     path = _path(ctx)
-    actor = ctx.actor.facts if ctx.actor is not None and not path else None
+    actor = ctx.seen.facts if ctx.seen is not None and not path else None
     if not path and (actor is None or actor.container_id != ctx.container.container_id):
         where = "has moved out of its container" if actor is not None else "has ended, or is not known"
         return Outcome(Verdict.SKIPPED, f"the process whose executable is meant {where} (name the file: `file`)")
@@ -189,7 +189,7 @@ def begin(ctx: ActContext) -> Outcome | Begun:
     """Nothing yet: whoever looks into what a target made may be held up there."""
     if ctx.container is None or ctx.reversal is None:
         return Outcome(Verdict.REFUSED, "no container was found for it")
-    reason = protected_init(ctx.host, ctx.protects, ctx.container)
+    reason = protected_init(ctx, ctx.container)
     if reason or ctx.host.capture is None:
         return Outcome(Verdict.REFUSED, reason or NOT_HERE)
     return Begun(acted=False)
@@ -232,7 +232,7 @@ async def _keep(ctx: ActContext, hands: CaptureHands, container: ContainerFacts,
     wanted = KeepFileWanted(
         about=msgspec.convert(state["about"], About),
         deadline_s=seconds(ctx.params),
-        target=told(ctx.host, ctx.actor.facts if ctx.actor is not None else None, container),
+        target=told(ctx.host, ctx.seen.facts if ctx.seen is not None else None, container),
         host_mounts=(ctx.host.namespaces_of(container).host_mnt,),
         image_files=ctx.params.image_files,
         interpreters=ctx.params.interpreters,
@@ -244,10 +244,10 @@ async def _keep(ctx: ActContext, hands: CaptureHands, container: ContainerFacts,
 
 def _processes(host: NodeHost, container: ContainerFacts, state: dict[str, Any]) -> list[ProcessFacts]:
     """The container's first process, and the one whose executable is meant. Raises TargetGone, TargetRefused."""
-    init = hold_init(host, container)
-    if init is None:
-        raise TargetGone("the container's first process has ended")
+    init = host.hold(container.init_pid)
     init.close()
+    if init.facts.container_id != container.container_id:
+        raise TargetGone("the container's first process has ended")
     found = [init.facts]
     if state["process"]:
         pid, birth = state["process"]
