@@ -183,7 +183,7 @@ class Workbench:
         self.files = FakeFiles()
         self.said: list[tuple[str, str, dict[str, Any]]] = []
         self.holdings = Holdings(self.files, self.clock, BOOT_ID, self.say)
-        recorder = Recorder(self.ledger, self.metrics, lambda: self.mode, (self.shown.append,))
+        self.recorder = recorder = Recorder(self.ledger, self.metrics, lambda: self.mode, (self.shown.append,))
         self.giveback = GiveBack(self.holdings, catalogue, self.host, recorder, self.clock, self.say)
         self._parts = Parts(
             node="node-1",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Callable
 
 from agent.node.bundles import Bundles
 from agent.node.cgroup import Cgroups
@@ -50,6 +51,7 @@ class LinuxHost:
         self._pods = Pods(Bundles(self._procfs, root), KubeletLogs(root), time.monotonic_ns)
         self.network: NetworkHands | None = None
         self.capture: CaptureHands | None = None
+        self.join_pod: Callable[[PodFacts], PodFacts] | None = None  # adds what is known of it beyond the node
         self._namespaces = Namespaces(self._procfs, self._containers.index, reference_pid)
 
     @property
@@ -153,7 +155,8 @@ class LinuxHost:
 
         Files are read at the first question about a container (`Pods`); where the runtime's are not seen, every 10 s.
         """
-        return self._pods.of(container_id, pod_uid)
+        facts = self._pods.of(container_id, pod_uid)
+        return facts if self.join_pod is None else self.join_pod(facts)
 
     def namespaces_of(self, container: ContainerFacts, process: ProcessFacts | None = None) -> NamespaceFacts:
         """Of a container and its pod's sandbox; where this process sits elsewhere. Raises TargetGone, TargetRefused."""
