@@ -41,7 +41,9 @@ def main(argv: list[str]) -> int:
     from stoop import log
 
     if "pods" in argv[1:]:
-        from agent.pods import source  # noqa: F401
+        from agent.pods import source, warm  # noqa: F401
+
+        warm.warm_up()
     log.configure()
     _warm_up()
     fault = privileges.drop()

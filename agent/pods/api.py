@@ -116,10 +116,11 @@ def _authorities(pem: bytes) -> str:
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
-    """httpx's errors, and the kernel's and TLS's that come through it, as ours."""
+    """httpx's errors, and the kernel's and TLS's that come through it, as ours. A module that could not be loaded
+    (`warm` has missed it) is told, and no reason for the helper to end."""
     try:
         yield
-    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, ssl.SSLError, OSError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, ssl.SSLError, OSError, ImportError) as error:
         raise AskFailed(_said(error)) from error
 
 
