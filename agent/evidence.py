@@ -87,10 +87,11 @@ class Evidence:
         self.workers = Workers(warn=warn, changed=self._changed)
         self.store: dict[str, int] = {"bytes": 0, "bundles": 0}
 
-    async def serve(self) -> None:
+    async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep workers, and put the store in order once. Captures that go on by themselves end with it."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            task_status.started()
             nursery.start_soon(self.workers.serve)
             nursery.start_soon(self._tidy)
 

@@ -51,6 +51,7 @@ class PodFacts(msgspec.Struct, frozen=True):
     `in_pod`: False where the runtime's own files and the cgroup show no pod; None where it could not be told.
     `sandbox_id`: the container that holds the pod's namespaces, "" where it is not known.
     `why`: why the runtime's own word is missing, "" where it is there.
+    `init_pid`: its first process, by the runtime's own word; 0 without that.
     `meta`: what the API says of it, None where that is not known; `conflict`: how API and node disagree about who it
     is, "" where they do not. `stale_s`: how old that is, where it is so old that somebody should know; else 0.
     """
@@ -64,6 +65,7 @@ class PodFacts(msgspec.Struct, frozen=True):
     sandbox_id: str = ""
     in_pod: bool | None = None
     why: str = ""
+    init_pid: int = 0
     meta: PodMeta | None = None
     conflict: str = ""
     stale_s: int = 0

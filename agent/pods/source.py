@@ -37,7 +37,7 @@ SAME_KEY_S = 60.0
 ASK_S = 1.0
 """Between two questions to the kubelet at least, whoever wants to know."""
 
-FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 60.0
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.25, 60.0
 """Before it is tried again: doubled each time. An API server that comes back is not met by all nodes at once."""
 
 LIVED_S = 30.0
