@@ -143,7 +143,12 @@ def _back(parent: int, job: AsideJob) -> Result:
             return Result(True, f"{_left(['name', 'content'])}{change}", {"theirs": ["name", "content"]})
     if _exists(parent, kept.name):
         return _taken(parent, job)
-    lost = remake(parent, job)
+    try:
+        lost = remake(parent, job)
+    except ActFailed:
+        if _exists(parent, kept.name):  # since it was looked at: another undo, or somebody else
+            return _taken(parent, job)
+        raise
     rest = f"; what it was changed to is left as {text(kept.aside)}, without permissions" if place is not None else ""
     was = "was changed" if place is not None else "was gone"
     rest += f"; without its attributes {', '.join(lost)}" if lost else ""
@@ -154,9 +159,12 @@ def _give_back(place: Place, job: AsideJob) -> Result:
     """The very file, with its content. A mode, an owner that somebody else gave it since is theirs."""
     kept = job.file
     if place.name != kept.name:
-        if _exists(place.parent, kept.name):
-            return _taken(place.parent, job)
-        rename(place.parent, kept.aside, kept.name)
+        try:
+            rename(place.parent, kept.aside, kept.name)
+        except ActFailed:
+            if _exists(place.parent, kept.name):
+                return _taken(place.parent, job)
+            raise
     mode = place.looks.mode & 0o7777
     owner = (place.looks.uid, place.looks.gid) != (kept.uid, kept.gid)
     if mode == 0:

@@ -67,10 +67,10 @@ def _pins(store: int) -> Iterator[tuple[str, str, int]]:
                 yield name.removeprefix(PIN), bundle, made_ns
 
 
-def room(store: int, limits: Limits) -> int:
-    """Bytes that more bundles may be pinned with; 0 for none."""
+def room(store: int, limits: Limits, beside: str = "") -> int:
+    """Bytes that more bundles may be pinned with; 0 for none. `beside`: this one is not counted."""
     sizes = []
-    for bundle in pinned(store):
+    for bundle in pinned(store) - {beside}:
         with contextlib.suppress(FileNotFoundError):
             sizes.append(os.stat(bundle + SUFFIX, dir_fd=store, follow_symlinks=False).st_size)
     if limits.max_count and len(sizes) >= limits.max_count // SHARE:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from stoop.actions.file import quarantine
-from stoop.actions.file.quarantine import QuarantineParameters, drift, plan, undo, verify
+from stoop.actions.file.quarantine import QuarantineParameters, check, drift, plan, undo, verify
 from stoop.captures import About, AsideWanted, Captured, KeepFileWanted, Still, Wanted
 from stoop.errors import TargetRefused
 from stoop.holdings import GIVEN_BACK
@@ -241,3 +241,21 @@ def test_who_is_protected_and_without_workers() -> None:
     ):
         assert isinstance(outcome, Outcome)
         assert outcome.verdict is Verdict.REFUSED
+
+
+@pytest.mark.parametrize(
+    ("given", "faults"),
+    [
+        ({}, []),
+        ({"file": "${FD_NAME}", "image_files": True, "interpreters": True, "ttl": "0"}, []),
+        ({"file": "tmp/x"}, ["file"]),
+        ({"file": "/tmp/\0x"}, ["file"]),
+        ({"file": "/" + "x" * 4096}, ["file"]),
+        ({"interpreters": True}, ["interpreters"]),
+        ({"max_bytes": "0", "ttl": "x"}, ["max_bytes", "ttl"]),
+        ({"max_bytes": "1025MiB"}, ["max_bytes"]),
+    ],
+)
+def test_value_rules(given: dict[str, Any], faults: list[str]) -> None:
+    found = list(check(QuarantineParameters(**given)))
+    assert [(fault.code, fault.parameter) for fault in found] == [("param-value", each) for each in faults]

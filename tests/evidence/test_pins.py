@@ -52,7 +52,7 @@ def test_old_ones_stay_too(make_store: MakeStore) -> None:
     store = make_store(max_age_s=3600.0)
     keep_pinned(store)
     keep(store)
-    store._now_ns = lambda: NOW_NS + 7200 * 10**9
+    store.now_ns = lambda: NOW_NS + 7200 * 10**9
     keep(store)
     assert numbers(store) == [1, 3]
 
@@ -76,16 +76,16 @@ def test_what_a_kill_left_is_cleared_and_what_is_held_or_newer_is_not(store: Sto
         keep_pinned(store, act * 32)
     made_ns = os.stat(f"{store.directory}/{PIN}{'c' * 32}").st_mtime_ns
     assert len(store.unpin_others(["a" * 32], made_ns)) == 1
-    assert len(pinned(store._fd)) == 2
+    assert len(pinned(store.fd)) == 2
     assert store.unpin_others(["a" * 32], LATER_NS) == [store.bundles()[2]]
-    assert pinned(store._fd) == {store.bundles()[0]}
+    assert pinned(store.fd) == {store.bundles()[0]}
 
 
 @pytest.mark.parametrize("act", ["", "../head.json", "A", "a/b", "a" * 65, "a\n"])
 def test_what_is_no_act_s_id(act: str, store: Store) -> None:
     before = os.listdir(store.directory)
     with pytest.raises(ValueError, match="no act's id"):
-        pin(store._fd, "00000001-20270115T080000Z-none", act)
+        pin(store.fd, "00000001-20270115T080000Z-none", act)
     unpin(store.directory, act)
     assert os.listdir(store.directory) == before
 
@@ -95,4 +95,4 @@ def test_what_is_no_pin_pins_nothing(store: Store) -> None:
     (directory / f"{PIN}{'a' * 32}").write_text("../../etc/passwd")
     (directory / f"{PIN}{'b' * 32}").symlink_to("/etc/passwd")
     os.mkfifo(directory / f"{PIN}{'c' * 32}")
-    assert pinned(store._fd) == frozenset()
+    assert pinned(store.fd) == frozenset()

@@ -20,7 +20,7 @@ from stoop.actions.file import quarantine
 from stoop.evidence.limits import Limits
 from tests.real.containers.node import Node
 from tests.real.containers.pod import Container
-from tests.work.conftest import ORIGIN, Bench, whom
+from tests.work.conftest import Bench, whom
 from tests.work.conftest import _importable as _importable
 from tests.work.conftest import bench as bench
 
@@ -45,8 +45,8 @@ class Held:
         self.upper = str(container.upper)
 
     def _common(self) -> dict[str, Any]:
-        origin = msgspec.structs.replace(ORIGIN, act=ACT)
-        return self.bench.common((self.target,)) | {"origin": origin, "upper": self.upper}
+        common = self.bench.common((self.target,))
+        return common | {"origin": msgspec.structs.replace(common["origin"], act=ACT), "upper": self.upper}
 
     async def keep(self, path: bytes, **changes: Any) -> Result:
         """The first half."""
@@ -155,7 +155,7 @@ async def test_refused(held: Held, script: str, path: bytes, why: str) -> None:
 
 
 async def test_half_of_the_store_is_for_files_in_quarantine(held: Held) -> None:
-    limits = Limits(min_free_bytes=0, max_bytes=2000)
+    limits = Limits(min_free_bytes=0, max_bytes=4000)
     held.container.run("sh", "-c", "head -c 900 /dev/urandom > /tmp/first; head -c 900 /dev/urandom > /tmp/second")
     assert (await held.keep(b"/tmp/first", limits=limits)).ok
     result = await held.keep(b"/tmp/second", limits=limits)
