@@ -28,6 +28,7 @@ from agent.names import Names
 from agent.node.host import LinuxHost
 from agent.node.network_soon import NetworkSoon
 from agent.own import Own
+from agent.programs import SYSDIG_ACT
 from agent.reach import Reach
 from agent.rehearsal import rehearse
 from agent.restarts import Restarts
@@ -56,6 +57,7 @@ from stoop.rules import RuleForm, RuleSet
 from stoop.skew import Skew
 from stoop.spec import (
     Mode,
+    OutputUse,
     Scope,
     Verdict,
 )
@@ -68,10 +70,6 @@ COLLECT = (10_000, 20, 100)
 
 NETWORK = "network:"
 """The category of the actions that need the network hands."""
-
-
-EVIDENCE = "evidence:"
-"""The category of the actions that need workers."""
 
 
 def ends_may_destroy(actionner: str) -> bool:
@@ -150,10 +148,10 @@ class Reflex:
                 self.metrics.inc("acts_total", (action, str(verdict)), 0)
         self.network = NetworkSoon()
         acting = [name for name, action in CATALOGUE.actions.items() if action.begin is not None]
-        self.fitness = Fitness(self.host.unavailable, acting, self.warn)
+        self.fitness = Fitness(self._unavailable, acting, self.warn)
         self._network_wanted = trio.Event()
         self._evidence_wanted = trio.Event()
-        self.evidence = Evidence(config, self.host, self.host.boot_id, self.own.workers, self.warn)
+        self.evidence = Evidence(config, self.host, self.host.boot_id, self.own.workers, self.warn, self._tell_fitness)
         self.bound: dict[str, str] = {}
         self.reach = Reach(self.say)
         self.serving: Serving | None = None
@@ -255,6 +253,12 @@ class Reflex:
             self._network_unavailable,
         )
 
+    def _unavailable(self) -> dict[str, str]:
+        return self.host.unavailable() | self.evidence.unavailable()
+
+    def _tell_fitness(self) -> None:
+        self.fitness.tell()
+
     def _network_unavailable(self, reason: str) -> None:
         self.warn("the networks of pods can't be acted on", reason=reason)
         self.fitness.tell()
@@ -281,11 +285,13 @@ class Reflex:
         specs = [CATALOGUE.actions[step.actionner].spec for step in form.actions]
         destroys = any((spec.destroys or ends_may_destroy(spec.name)) and spec.scope is Scope.NODE for spec in specs)
         first = self._first.applies(form) and destroys
-        return first or any(spec.name.startswith(EVIDENCE) for spec in specs)
+        return first or any(spec.scope is Scope.NODE and spec.output is not OutputUse.NONE for spec in specs)
 
     def _want_evidence(self, rules: RuleSet) -> None:
         if any(self._takes_evidence(rule.form) for rule in rules.rules):
             self._start_evidence()
+        if any(step.actionner == SYSDIG_ACT for rule in rules.rules for step in rule.form.actions):
+            self.evidence.want_sysdig()
 
     def _start_evidence(self) -> None:
         self.host.capture = self.evidence

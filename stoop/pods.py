@@ -136,6 +136,18 @@ class PodFacts(msgspec.Struct, frozen=True):
         )
 
 
+class Upper(msgspec.Struct, frozen=True):
+    """Where a container's overlay keeps what the container wrote, as the runtime mounted it.
+
+    `directory`: as this process sees it. `device`: MAJOR:MINOR of that overlay, which no other one of the node has: the
+    container's root must have it too. `why`: the reason where there is none to be told; the others are "" then.
+    """
+
+    directory: str = ""
+    device: str = ""
+    why: str = ""
+
+
 MAX_SHOWN = 64
 """Characters shown of a name that an alert claims: a DNS label (RFC 1123) has at most 63."""
 

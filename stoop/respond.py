@@ -166,7 +166,7 @@ class Responder:
 
     def _open_lane(self, run: Run) -> None:
         assert run.doing is not None
-        target = run.doing.ready.target
+        target = run.doing.ready.lane
         self._lanes.open(target)
         assert self._nursery is not None, "the responder takes alerts only while it is served"
         self._nursery.start_soon(self._serve_lane, target, run)
@@ -199,8 +199,8 @@ class Responder:
                 if not self._unstarted(run, ready):
                     break
                 continue
-            if not in_lane and self._lanes.busy(ready.target):
-                if self._lanes.wait(ready.target, run):
+            if not in_lane and self._lanes.busy(ready.lane):
+                if self._lanes.wait(ready.lane, run):
                     return None
                 parts.recorder.metrics.inc("queue_dropped_total")
                 self._unstarted(run, Outcome(Verdict.EXPIRED, "queue full: too much waits for this target"))

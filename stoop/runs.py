@@ -129,13 +129,18 @@ class Run:
 class Ready:
     """An act that nothing speaks against, up to the lane being free.
 
-    `target`: the identity of what it acts on, its lane. `hold`: of a reversible act, the act by which it is held.
+    `target`: the identity of what it acts on. `hold`: of a reversible act, the act by which it is held.
     """
 
     action: Action
     context: ActContext
     target: str
     hold: str = ""
+
+    @property
+    def lane(self) -> str:
+        """What it waits for: the target, or the captures of one kind of it."""
+        return f"{self.target} {self.action.lane}" if self.action.lane else self.target
 
     def begin(self) -> Begun | Outcome:
         """Begin it. Raises nothing that an act may raise."""

@@ -23,9 +23,10 @@ from agent.node.pods import Pods
 from agent.node.procfs import Procfs
 from agent.node.session import entry_of
 from agent.node.taskstats import Taskstats
+from agent.node.uppers import Uppers
 from stoop.errors import ActFailed, TargetError, TargetGone, TargetRefused
 from stoop.node import CaptureHands, ContainerFacts, NetworkHands, ProcessFacts
-from stoop.pods import NamespaceFacts, PodFacts
+from stoop.pods import NamespaceFacts, PodFacts, Upper
 
 PID_MAX = 4_194_304
 """The largest pid of a 64-bit machine (PID_MAX_LIMIT of the kernel)."""
@@ -54,7 +55,9 @@ class LinuxHost:
         self._pauses = Pauses(self._containers)
         self._taskstats = Taskstats()
         self._facts = Facts(self._procfs, self._taskstats)
-        self._pods = Pods(Bundles(self._procfs, root), KubeletLogs(root), time.monotonic_ns)
+        bundles = Bundles(self._procfs, root)
+        self._pods = Pods(bundles, KubeletLogs(root), time.monotonic_ns)
+        self._uppers = Uppers(bundles, self._procfs, reference_pid, root)
         self._new: list[Found] = []
         self._heard: Heard | None = None
         self._containers.index.heard = self._hear
@@ -168,6 +171,10 @@ class LinuxHost:
         facts = self._pods.of(container_id, pod_uid)
         return facts if self.join_pod is None else self.join_pod(facts)
 
+    def upper_of(self, container: ContainerFacts) -> Upper:
+        """As `Uppers.of`."""
+        return self._uppers.of(container.container_id)
+
     def pod_now(self, container_id: str, pod_uid: str) -> PodFacts:
         """As `pod_of`, looked at anew; only what the runtime's own files tell is remembered."""
         return self._pods.now(container_id, pod_uid)
@@ -207,6 +214,15 @@ class LinuxHost:
         if sandbox is not None and sandbox.pod_uid != container.pod_uid:
             raise TargetRefused(f"sandbox {sandbox_id[:12]} is of pod {sandbox.pod_uid}, not of {container.pod_uid}")
         return self._namespaces.of(container, sandbox, process)
+
+    def pod_containers(self, container: ContainerFacts) -> tuple[str, ...]:
+        """Ids of the containers of the same pod that are there now, its own first; its own alone in no pod."""
+        others = [
+            found.container_id
+            for found in self._containers.index.every()
+            if container.pod_uid and found.pod_uid == container.pod_uid
+        ]
+        return tuple(dict.fromkeys((container.container_id, *others)))
 
     def container_members(self, container: ContainerFacts) -> tuple[int, ...]:
         """Pids in the container's cgroups and below, read now."""
