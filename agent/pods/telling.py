@@ -13,8 +13,8 @@ MAX_PODS = 1024
 """As many as the reflex keeps (agent/podbook.py)."""
 
 PAUSE_S = 0.05
-"""Between two tellings. Whoever changes a pod's labels without end costs the reflex twenty frames a second a pod, of 4 µs
-each, 21 for the largest (measured)."""
+"""Between two tellings. Whoever changes a pod's labels without end costs the reflex twenty frames a second a pod, of
+4 µs each, 21 for the largest (measured)."""
 
 FRESH_S = 10.0
 """Between two words that nothing is new."""
