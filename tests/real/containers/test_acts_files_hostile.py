@@ -132,16 +132,16 @@ def test_what_is_left_alone(make_on_node: MakeOnNode, the_node: Node, tmp_path: 
     assert (record["outcome"], "read-only" in record["reason"]) == ("refused", True)
 
 
-@pytest.mark.parametrize("name", ["a\nb\x1b[31m", "x" * 255])
-def test_odd_names(name: str, make_on_node: MakeOnNode, scene: Scene) -> None:
+def test_odd_names(make_on_node: MakeOnNode, scene: Scene) -> None:
     agent = make_on_node(rule(ACT, **BY_NAME))
-    os.rename(scene.evil, scene.root / "tmp" / name)
-    record = agent.answer(scene.alert(fd_name=f"/tmp/{name}"))
-    assert record["outcome"] == "done", record
-    assert record["details"]["file"] == f"/tmp/{name}"
-    assert name not in scene.names()
-    assert agent.undo()[0]["outcome"] == "done"
-    assert scene.names() == {name}
+    for name in ("a\nb\x1b[31m", "x" * 255):
+        scene.drop()
+        os.rename(scene.evil, scene.root / "tmp" / name)
+        record = agent.answer(scene.alert(fd_name=f"/tmp/{name}"))
+        assert (record["outcome"], record["details"]["file"]) == ("done", f"/tmp/{name}"), record
+        assert name not in scene.names()
+        assert agent.undo()[0]["outcome"] == "done"
+        assert name in scene.names()
 
 
 IN_PLACE = STUCK.replace('call("unshare", 0x20000)\n', "")
