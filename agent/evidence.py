@@ -96,10 +96,11 @@ class Evidence:
         self._sysdig_wanted = trio.Event()
         self._sysdig = ""  # why it does not work, as it was tried
 
-    async def serve(self) -> None:
+    async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep workers, and put the store in order once. Captures that go on by themselves end with it."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            task_status.started()
             nursery.start_soon(self.workers.serve)
             nursery.start_soon(self._tidy)
             nursery.start_soon(self._probe)

@@ -30,6 +30,7 @@ from agent.own import Own
 from agent.programs import SYSDIG_ACT
 from agent.reach import Reach
 from agent.rehearsal import rehearse
+from agent.restarts import Restarts
 from agent.resume import resume
 from agent.rulebook import Rulebook
 from agent.vitals import Body, Vitals
@@ -68,6 +69,12 @@ COLLECT = (10_000, 20, 100)
 
 NETWORK = "network:"
 """The category of the actions that need the network hands."""
+
+
+def ends_may_destroy(actionner: str) -> bool:
+    """Whether what this act holds may be destroyed when its time is over."""
+    action = CATALOGUE.actions.get(actionner)
+    return action is not None and action.at_end_destroys is not None
 
 
 class Marks:
@@ -118,12 +125,13 @@ class Reflex:
             disarmed=self._rule_disarmed,
         )
         self.recorder = recorder = Recorder(
-            self.journal, self.metrics, self.mode, (self.followers.put, self._tell_helper)
+            self.journal, self.metrics, self.mode, (self.followers.put, self._tell_helper, self._note_end)
         )
+        self.restarts = Restarts(self.host, recorder, self.clocks, self.say)
         self.memory = Memory(config.guard.dedup_window_ns)
         self.holdings = Holdings(HoldFiles(Path(config.state_dir)), self.clocks, self.host.boot_id, self.say)
         self._first = First(config.evidence_first, config.evidence_deadline_ns / 1e9)
-        self.giveback = GiveBack(self.holdings, CATALOGUE, self.host, recorder, self.clocks, self.say)
+        self.giveback = GiveBack(self.holdings, CATALOGUE, self.host, recorder, self.clocks, self.say, self._first)
         self.responder = self._make_responder(config)
         self.front = Front(self.responder, self.metrics, self.own, self.say, self.clocks.mono_ns, self.look_at_clock)
         self.front.show_all = config.print_all_events
@@ -195,6 +203,9 @@ class Reflex:
     def _tell_helper(self, record: Record) -> None:
         self.link.send(Recorded(record))
 
+    def _note_end(self, record: Record) -> None:
+        self.restarts.put(record)
+
     # ------------------------------------------------------------ start
 
     def recover(self, recovery: Recovery) -> None:
@@ -209,6 +220,8 @@ class Reflex:
             self.say("error", "an act was under way when the agent last ended", **record.public())
         self.giveback.recover()
         self._want_network(hold.actionner for hold in self.holdings.table)
+        if any(hold.evidence_first and ends_may_destroy(hold.actionner) for hold in self.holdings.table):
+            self._start_evidence()
         for line in resume(self.host, recovery.unfinished, self.holdings.table):
             self.warn("what the last agent held still goes on", what=line)
         if recovery.window is not None:
@@ -249,23 +262,34 @@ class Reflex:
             self.host.network = self.network
             self._network_wanted.set()
 
-    async def serve_evidence(self) -> None:
-        """From the first rule on that takes evidence: a process more, and one for each that is taken."""
-        await self._evidence_wanted.wait()
-        await self.evidence.serve()
+    async def serve_evidence(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """From the first rule or hold on that takes evidence: a process more, and one for each that is taken.
+
+        Started as soon as evidence can be asked for, if it is wanted now: a hold's end may be due already.
+        """
+        if self._evidence_wanted.is_set():
+            await self.evidence.serve(task_status)
+        else:
+            task_status.started()
+            await self._evidence_wanted.wait()
+            await self.evidence.serve()
 
     def _takes_evidence(self, form: RuleForm) -> bool:
         """Whether a rule ever needs workers: by its actions, or before them."""
         specs = [CATALOGUE.actions[step.actionner].spec for step in form.actions]
-        first = self._first.applies(form) and any(spec.destroys and spec.scope is Scope.NODE for spec in specs)
+        destroys = any((spec.destroys or ends_may_destroy(spec.name)) and spec.scope is Scope.NODE for spec in specs)
+        first = self._first.applies(form) and destroys
         return first or any(spec.scope is Scope.NODE and spec.output is not OutputUse.NONE for spec in specs)
 
     def _want_evidence(self, rules: RuleSet) -> None:
         if any(self._takes_evidence(rule.form) for rule in rules.rules):
-            self.host.capture = self.evidence
-            self._evidence_wanted.set()
+            self._start_evidence()
         if any(step.actionner == SYSDIG_ACT for rule in rules.rules for step in rule.form.actions):
             self.evidence.want_sysdig()
+
+    def _start_evidence(self) -> None:
+        self.host.capture = self.evidence
+        self._evidence_wanted.set()
 
     def _use(self, rules: RuleSet) -> RuleSet:
         """Swap the rules; the collector never looks at the new ones, as at all that was there at the start."""

@@ -92,6 +92,10 @@ class HeldProcess(Protocol):
     @property
     def facts(self) -> ProcessFacts: ...
 
+    def again(self) -> HeldProcess:
+        """The same process with the same facts, held once more. Raises TargetRefused without a free descriptor."""
+        ...
+
     def signal(self, signo: int) -> bool:
         """Send a signal through the pidfd; False when it is gone already. Raises ActFailed when not permitted."""
         ...

@@ -48,6 +48,7 @@ class PodFacts(msgspec.Struct, frozen=True):
     `in_pod`: False where the runtime's own files and the cgroup show no pod; None where it could not be told.
     `sandbox_id`: the container that holds the pod's namespaces, "" where it is not known.
     `why`: why the runtime's own word is missing, "" where it is there.
+    `init_pid`: its first process, by the runtime's own word; 0 without that.
     """
 
     container_id: str
@@ -59,6 +60,7 @@ class PodFacts(msgspec.Struct, frozen=True):
     sandbox_id: str = ""
     in_pod: bool | None = None
     why: str = ""
+    init_pid: int = 0
 
     def fields(self) -> dict[str, str | None]:
         """By Falco's names: a value, None (known to have none), or no key (unknown)."""

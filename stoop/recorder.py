@@ -125,6 +125,10 @@ class Recorder:
         elif repeat.due:
             self.ledger.repeats(repeat.original, repeat.count)
 
+    def followed(self, record: Record) -> None:
+        """What followed an act that was recorded before: the same record, saying more (`amends`). Not counted anew."""
+        self._keep(record, -1)
+
     def undone(self, hold: Hold, outcome: Outcome, why: str, at_ns: int, *, amends: bool = False) -> None:
         """What an act took was given back, or could not be."""
         self.metrics.inc("undos_total", (hold.actionner, str(outcome.verdict)))

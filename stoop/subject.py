@@ -93,6 +93,11 @@ class Subject:
         return self._process
 
     @property
+    def held(self) -> HeldProcess | None:
+        """The process, where it is held."""
+        return self._process
+
+    @property
     def facts(self) -> ProcessFacts | None:
         """What the node says of the process, when it is held."""
         return self._process.facts if self._process is not None else None

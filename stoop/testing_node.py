@@ -51,6 +51,11 @@ class FakeHold:
         self._closed = False
         self.facts = process.facts
 
+    def again(self) -> FakeHold:
+        """The same process, held once more."""
+        self._host.open_holds += 1
+        return FakeHold(self._host, self._held())
+
     def signal(self, signo: int) -> bool:
         """Remember it, and end where the process ends on it."""
         process = self._held()

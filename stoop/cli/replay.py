@@ -282,6 +282,9 @@ class _Claimed:
     def __init__(self, facts: ProcessFacts) -> None:
         self.facts = facts
 
+    def again(self) -> _Claimed:
+        return self
+
     def signal(self, signo: int) -> bool:
         return False
 

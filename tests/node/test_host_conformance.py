@@ -204,6 +204,20 @@ def test_more_facts_are_of_the_same_process(world: World, held: HeldProcess) -> 
 
 
 @every_host
+async def test_held_once_more_it_is_the_same_and_let_go_by_itself(world: World, held: HeldProcess) -> None:
+    more = held.again()
+    assert more.facts == held.facts
+    more.close()
+    assert not held.has_exited()
+    last = held.again()
+    assert held.signal(signal.SIGKILL) is True
+    with trio.fail_after(PATIENCE_S):
+        await last.wait_exited()
+    assert last.has_exited()
+    last.close()
+
+
+@every_host
 @pytest.mark.parametrize("pid", [-1, 0, 1])
 def test_what_is_no_target_is_never_held(world: World, pid: int) -> None:
     with pytest.raises(TargetRefused):

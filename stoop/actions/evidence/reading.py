@@ -50,7 +50,7 @@ def need(ctx: ActContext) -> ContainerFacts:
 def init_of(ctx: ActContext) -> HeldProcess:
     """The container's first process, held: the caller closes it. Raises TargetGone, TargetRefused."""
     container = need(ctx)
-    held = hold_init(ctx.host, container)
+    held = hold_init(ctx, container)
     if held is None:
         raise TargetGone(f"the first process of container {container.container_id[:12]} has ended")
     return held
