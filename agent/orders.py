@@ -65,10 +65,13 @@ def _memory(node: Lookup, wanted: Wanted, container: ContainerFacts | None, comm
 
 def _snapshot(node: Lookup, wanted: Wanted, container: ContainerFacts | None, common: dict[str, Any]) -> Job:
     assert isinstance(wanted, SnapshotWanted)
+    changes = wanted.changes and container is not None
     return SnapshotJob(
         **common,
         executable_bytes=wanted.executable_bytes,
-        list_upper=wanted.changes and container is not None,
+        # The runtime's word. Where there is none the reader asks the target's own mount table, and says so.
+        upper=node.upper_of(container).directory if changes and container is not None else "",
+        list_upper=changes,
         log=_log_tail(node, container, wanted.log_bytes),
     )
 

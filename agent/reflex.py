@@ -24,6 +24,7 @@ from agent.evidence import Evidence
 from agent.fitness import Fitness
 from agent.front import Front
 from agent.link import Link
+from agent.names import Names
 from agent.node.host import LinuxHost
 from agent.node.network_soon import NetworkSoon
 from agent.own import Own
@@ -36,7 +37,7 @@ from agent.rulebook import Rulebook
 from agent.vitals import Body, Vitals
 from stoop import __version__, guard
 from stoop.catalogue import CATALOGUE
-from stoop.config import Config, policy_of
+from stoop.config import Config, PodsFrom, policy_of
 from stoop.engine import Memory
 from stoop.evidence_first import First
 from stoop.giveback import GiveBack
@@ -111,8 +112,10 @@ class Reflex:
         self._early: list[tuple[str, dict[str, object]]] = []
         self.recovery: Recovery | None = None
         self._unknown: tuple[Record, ...] = ()
-        self.link = Link(self._from_helper, self._helper_started)
+        self.names = Names(config.pods, config.node_name, self._send, self.say, self.clocks.mono_ns)
+        self.link = Link(self._from_helper, self._helper_started, self.names.extras)
         self.host = LinuxHost(reference_pid=config.guard.reference_pid)
+        self.host.join_pod = self.names.join
         self.own = Own(self.host, self.host.boot_id, config.guard.reference_pid)
         self.switches = Switches(Path(config.state_dir), config.mode, self.warn)
         policy = policy_of(config.guard)
@@ -199,6 +202,9 @@ class Reflex:
     def mode(self) -> Mode:
         """The mode in force now."""
         return self.switches.mode(self.clocks.now_ns())
+
+    def _send(self, message: AnyMessage) -> bool:
+        return self.link.send(message)
 
     def _tell_helper(self, record: Record) -> None:
         self.link.send(Recorded(record))
@@ -297,6 +303,7 @@ class Reflex:
         self._want_network(step.actionner for rule in rules.rules for step in rule.form.actions)
         self._want_evidence(rules)
         self.fitness.use(rules)
+        self.names.use(rules)
         unknown, self._unknown = self._unknown, ()
         if unknown:
             again = may_be_tried_again(unknown, (rule.form for rule in rules.rules), CATALOGUE)
@@ -315,8 +322,10 @@ class Reflex:
                 metrics.port if metrics is not None else 0,
                 str(self.config.log_format),
                 __version__,
+                self.config.pods.source is not PodsFrom.NONE,
             )
         )
+        self.names.greet()
         self.rulebook.ask_again()
 
     def _rule_disarmed(self, rule: str, reason: str) -> None:
@@ -333,7 +342,7 @@ class Reflex:
             self.serving = None
 
     def _from_helper(self, message: AnyMessage) -> None:
-        if self.rulebook.take(message):
+        if self.rulebook.take(message) or self.names.take(message):
             return
         if isinstance(message, SnapshotAsk):
             is_ready, detail = ready(self)
@@ -356,6 +365,7 @@ class Reflex:
         self.look_at_clock()
         self.reach.look(self.bound.get("unix"))
         self.responder.tell_repeats()
+        self.names.tell_undecided(self.recorder)
         self.rulebook.dispose()
         self.own.look_again()
         self.mode()

@@ -12,7 +12,7 @@ import msgspec
 
 from stoop.captures import Captured, Still, Wanted
 from stoop.network import Applied, Counters, UndoReport
-from stoop.pods import NamespaceFacts, PodFacts
+from stoop.pods import NamespaceFacts, PodFacts, Upper
 
 
 class ProcessFacts(msgspec.Struct, frozen=True):
@@ -201,6 +201,10 @@ class Lookup(Protocol):
 
     def pod_of(self, container_id: str, pod_uid: str) -> PodFacts:
         """Whose container it is, of its full id and the pod uid of its cgroup. Remembered; raises nothing."""
+        ...
+
+    def upper_of(self, container: ContainerFacts) -> Upper:
+        """Its overlay's upper directory, by the runtime's word. Remembered; raises nothing."""
         ...
 
 

@@ -10,7 +10,7 @@ import trio
 
 from stoop.errors import ActFailed, TargetError, TargetGone, TargetRefused
 from stoop.node import CaptureHands, ContainerFacts, ProcessFacts
-from stoop.pods import NOTHING, NamespaceFacts, PodFacts, Source, Told
+from stoop.pods import NOTHING, NamespaceFacts, PodFacts, Source, Told, Upper
 
 SECOND_NS = 1_000_000_000
 
@@ -181,6 +181,10 @@ class FakeHost:
         """What `pods` holds, else what its cgroup says."""
         uid = Told(pod_uid, Source.CGROUP) if pod_uid else NOTHING
         return self.pods.get(container_id, PodFacts(container_id, uid=uid, in_pod=bool(pod_uid) or None, why="unknown"))
+
+    def upper_of(self, container: ContainerFacts) -> Upper:
+        """There are no files here."""
+        return Upper(why="its files are not here")
 
     def namespaces_of(self, container: ContainerFacts, process: ProcessFacts | None = None) -> NamespaceFacts:
         """Those of every container here."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import trio
 
@@ -23,9 +23,10 @@ from agent.node.pods import Pods
 from agent.node.procfs import Procfs
 from agent.node.session import entry_of
 from agent.node.taskstats import Taskstats
+from agent.node.uppers import Uppers
 from stoop.errors import ActFailed, TargetError, TargetGone, TargetRefused
 from stoop.node import CaptureHands, ContainerFacts, NetworkHands, ProcessFacts
-from stoop.pods import NamespaceFacts, PodFacts
+from stoop.pods import NamespaceFacts, PodFacts, Upper
 
 PID_MAX = 4_194_304
 """The largest pid of a 64-bit machine (PID_MAX_LIMIT of the kernel)."""
@@ -54,12 +55,15 @@ class LinuxHost:
         self._pauses = Pauses(self._containers)
         self._taskstats = Taskstats()
         self._facts = Facts(self._procfs, self._taskstats)
-        self._pods = Pods(Bundles(self._procfs, root), KubeletLogs(root), time.monotonic_ns)
+        bundles = Bundles(self._procfs, root)
+        self._pods = Pods(bundles, KubeletLogs(root), time.monotonic_ns)
+        self._uppers = Uppers(bundles, self._procfs, reference_pid, root)
         self._new: list[Found] = []
         self._heard: Heard | None = None
         self._containers.index.heard = self._hear
         self.network: NetworkHands | None = None
         self.capture: CaptureHands | None = None
+        self.join_pod: Callable[[PodFacts], PodFacts] | None = None  # adds what is known of it beyond the node
         self._namespaces = Namespaces(self._procfs, self._containers.index, reference_pid)
 
     @property
@@ -164,7 +168,12 @@ class LinuxHost:
 
         Files are read at the first question about a container (`Pods`); where the runtime's are not seen, every 10 s.
         """
-        return self._pods.of(container_id, pod_uid)
+        facts = self._pods.of(container_id, pod_uid)
+        return facts if self.join_pod is None else self.join_pod(facts)
+
+    def upper_of(self, container: ContainerFacts) -> Upper:
+        """As `Uppers.of`."""
+        return self._uppers.of(container.container_id)
 
     def pod_now(self, container_id: str, pod_uid: str) -> PodFacts:
         """As `pod_of`, looked at anew; only what the runtime's own files tell is remembered."""

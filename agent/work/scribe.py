@@ -38,6 +38,7 @@ from agent.node.procfs import parse_stat
 from agent.work.aside import Step, tie_to_parent
 from agent.work.telling import Begin, Done, End, Gap, Lack, Listener, No, Phase, Piece, Teller, Whole
 from stoop.errors import ActFailed, StoopError, TargetError, TargetGone, TargetRefused
+from stoop.evidence.draft import JOIN_SECONDS
 from stoop.evidence.store import Draft, Store
 from stoop.evidence.writing import PartWriter
 
@@ -86,7 +87,7 @@ def perform(read: Read, job: AnyJob, sock: socket.socket, deadline: float, fds: 
     if not isinstance(job, SnapshotJob):  # of which the target may stand still in the beginning
         os.nice(NICE)
     reserve = min(max(RESERVE_SECONDS, (deadline - begun) / 10), RESERVE_MOST_SECONDS)
-    with Store(job.store, job.limits) as store, store.draft() as draft:
+    with Store(job.store, job.limits) as store, store.draft(job.origin) as draft:
         scribe = _Scribe(read, job, sock, fds, draft)
         scribe.gather(min(deadline - reserve, begun + job.read_s if job.read_s else deadline))
         read_s = time.monotonic() - begun
@@ -99,7 +100,8 @@ def perform(read: Read, job: AnyJob, sock: socket.socket, deadline: float, fds: 
         notes = scribe.notes | {"read_ms": round(read_s * 1000, 1)}
         if scribe.hung:
             notes["hung"] = sorted(scribe.hung)
-        kept = draft.commit(job.origin, job.target, notes)
+        join_s = min(JOIN_SECONDS, max(0.0, deadline - time.monotonic()) / 2)
+        kept = draft.commit(job.origin, job.target, notes, join_s)
     details: dict[str, Any] = {
         "bundle": kept.bundle,
         "bytes": kept.bytes,
@@ -108,6 +110,8 @@ def perform(read: Read, job: AnyJob, sock: socket.socket, deadline: float, fds: 
         "missing": kept.missing,
         "store": store.holds,
     }
+    told = {"folder": draft.writer.folder, "apart": kept.apart}
+    details |= {name: value for name, value in told.items() if value}
     if isinstance(job, KeepFileJob):
         if kept.missing:
             return Result(False, "the file could not be kept whole; nothing was changed", details)
@@ -199,8 +203,7 @@ class _Scribe:
         try:
             tie_to_parent(parent)
             self._sock.close()
-            told = frozenset(part.name for part in self._writer.parts)
-            teller = Teller(fd, self._step, told, frozenset(self.hung))
+            teller = Teller(fd, self._step, self._writer.told, frozenset(self.hung))
             self._read(teller, self._job, self._fds)
             teller.done()
             code = 0
