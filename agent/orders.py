@@ -8,15 +8,21 @@ from typing import Any
 import msgspec
 
 from agent.capture import box, processes
-from agent.jobs import Job, LogTail, MemoryJob, SnapshotJob
-from stoop.captures import MemoryWanted, SnapshotWanted, Wanted
+from agent.jobs import DownloadJob, Job, LogJob, LogTail, MemoryJob, SnapshotJob, SyscallsJob, TrafficJob
+from agent.programs import POD_LOGS, SYSDIG, TCPDUMP, find
+from stoop.captures import (
+    DownloadWanted,
+    LogWanted,
+    MemoryWanted,
+    SnapshotWanted,
+    SyscallsWanted,
+    TrafficWanted,
+    Wanted,
+)
 from stoop.evidence.limits import Limits
 from stoop.evidence.manifest import Origin
 from stoop.node import ContainerFacts, Lookup, ProcessFacts
 from stoop.pods import PodFacts
-
-POD_LOGS = "/var/log/pods"
-"""Where the kubelet has the logs of containers: `<namespace>_<pod>_<uid>/<container>/<count>.log`."""
 
 
 class Orders(msgspec.Struct, frozen=True):
@@ -70,9 +76,61 @@ def _snapshot(node: Lookup, wanted: Wanted, container: ContainerFacts | None, co
     )
 
 
+def _log(node: Lookup, wanted: Wanted, container: ContainerFacts | None, common: dict[str, Any]) -> Job:
+    assert isinstance(wanted, LogWanted)
+    assert container is not None
+    pod, _, name = log_directory(node.pod_of(container.container_id, container.pod_uid)).rstrip("/").partition("/")
+    return LogJob(
+        **common,
+        directory=POD_LOGS,
+        pod=pod,  # "" where a name is missing: that the worker refuses
+        containers=(name,),
+        others=True,
+        lines=wanted.lines,
+        tell=wanted.tell,
+    )
+
+
+def _download(node: Lookup, wanted: Wanted, container: ContainerFacts | None, common: dict[str, Any]) -> Job:
+    assert isinstance(wanted, DownloadWanted)
+    return DownloadJob(**common, path=wanted.path, limit=wanted.limit, host_mounts=wanted.host_mounts)
+
+
+def _traffic(node: Lookup, wanted: Wanted, container: ContainerFacts | None, common: dict[str, Any]) -> Job:
+    assert isinstance(wanted, TrafficWanted)
+    return TrafficJob(
+        **common,
+        program=find(TCPDUMP) or TCPDUMP,
+        network=wanted.network,
+        host_networks=wanted.host_networks,
+        duration_s=wanted.duration_s,
+        snaplen=wanted.snaplen,
+        bytes=wanted.bytes,
+    )
+
+
+def _syscalls(node: Lookup, wanted: Wanted, container: ContainerFacts | None, common: dict[str, Any]) -> Job:
+    assert isinstance(wanted, SyscallsWanted)
+    return SyscallsJob(
+        **common,
+        program=find(SYSDIG) or SYSDIG,
+        containers=wanted.containers,
+        seconds=wanted.seconds,
+        snaplen=wanted.snaplen,
+        bytes=wanted.bytes,
+    )
+
+
 Order = Callable[[Lookup, Wanted, ContainerFacts | None, dict[str, Any]], Job]
 
-ORDERS: dict[type[Wanted], Order] = {MemoryWanted: _memory, SnapshotWanted: _snapshot}
+ORDERS: dict[type[Wanted], Order] = {
+    MemoryWanted: _memory,
+    SnapshotWanted: _snapshot,
+    LogWanted: _log,
+    DownloadWanted: _download,
+    TrafficWanted: _traffic,
+    SyscallsWanted: _syscalls,
+}
 """Each kind of what is wanted: the job that keeps it."""
 
 

@@ -24,9 +24,11 @@ from agent.evidence import Evidence
 from agent.fitness import Fitness
 from agent.front import Front
 from agent.link import Link
+from agent.names import Names
 from agent.node.host import LinuxHost
 from agent.node.network_soon import NetworkSoon
 from agent.own import Own
+from agent.programs import SYSDIG_ACT
 from agent.reach import Reach
 from agent.rehearsal import rehearse
 from agent.restarts import Restarts
@@ -35,7 +37,7 @@ from agent.rulebook import Rulebook
 from agent.vitals import Body, Vitals
 from stoop import __version__, guard
 from stoop.catalogue import CATALOGUE
-from stoop.config import Config, policy_of
+from stoop.config import Config, PodsFrom, policy_of
 from stoop.engine import Memory
 from stoop.evidence_first import First
 from stoop.giveback import GiveBack
@@ -55,6 +57,7 @@ from stoop.rules import RuleForm, RuleSet
 from stoop.skew import Skew
 from stoop.spec import (
     Mode,
+    OutputUse,
     Scope,
     Verdict,
 )
@@ -67,10 +70,6 @@ COLLECT = (10_000, 20, 100)
 
 NETWORK = "network:"
 """The category of the actions that need the network hands."""
-
-
-EVIDENCE = "evidence:"
-"""The category of the actions that need workers."""
 
 
 def ends_may_destroy(actionner: str) -> bool:
@@ -113,8 +112,10 @@ class Reflex:
         self._early: list[tuple[str, dict[str, object]]] = []
         self.recovery: Recovery | None = None
         self._unknown: tuple[Record, ...] = ()
-        self.link = Link(self._from_helper, self._helper_started)
+        self.names = Names(config.pods, config.node_name, self._send, self.say, self.clocks.mono_ns)
+        self.link = Link(self._from_helper, self._helper_started, self.names.extras)
         self.host = LinuxHost(reference_pid=config.guard.reference_pid)
+        self.host.join_pod = self.names.join
         self.own = Own(self.host, self.host.boot_id, config.guard.reference_pid)
         self.switches = Switches(Path(config.state_dir), config.mode, self.warn)
         policy = policy_of(config.guard)
@@ -147,10 +148,10 @@ class Reflex:
                 self.metrics.inc("acts_total", (action, str(verdict)), 0)
         self.network = NetworkSoon()
         acting = [name for name, action in CATALOGUE.actions.items() if action.begin is not None]
-        self.fitness = Fitness(self.host.unavailable, acting, self.warn)
+        self.fitness = Fitness(self._unavailable, acting, self.warn)
         self._network_wanted = trio.Event()
         self._evidence_wanted = trio.Event()
-        self.evidence = Evidence(config, self.host, self.host.boot_id, self.own.workers, self.warn)
+        self.evidence = Evidence(config, self.host, self.host.boot_id, self.own.workers, self.warn, self._tell_fitness)
         self.bound: dict[str, str] = {}
         self.reach = Reach(self.say)
         self.serving: Serving | None = None
@@ -202,6 +203,9 @@ class Reflex:
         """The mode in force now."""
         return self.switches.mode(self.clocks.now_ns())
 
+    def _send(self, message: AnyMessage) -> bool:
+        return self.link.send(message)
+
     def _tell_helper(self, record: Record) -> None:
         self.link.send(Recorded(record))
 
@@ -249,6 +253,12 @@ class Reflex:
             self._network_unavailable,
         )
 
+    def _unavailable(self) -> dict[str, str]:
+        return self.host.unavailable() | self.evidence.unavailable()
+
+    def _tell_fitness(self) -> None:
+        self.fitness.tell()
+
     def _network_unavailable(self, reason: str) -> None:
         self.warn("the networks of pods can't be acted on", reason=reason)
         self.fitness.tell()
@@ -275,11 +285,13 @@ class Reflex:
         specs = [CATALOGUE.actions[step.actionner].spec for step in form.actions]
         destroys = any((spec.destroys or ends_may_destroy(spec.name)) and spec.scope is Scope.NODE for spec in specs)
         first = self._first.applies(form) and destroys
-        return first or any(spec.name.startswith(EVIDENCE) for spec in specs)
+        return first or any(spec.scope is Scope.NODE and spec.output is not OutputUse.NONE for spec in specs)
 
     def _want_evidence(self, rules: RuleSet) -> None:
         if any(self._takes_evidence(rule.form) for rule in rules.rules):
             self._start_evidence()
+        if any(step.actionner == SYSDIG_ACT for rule in rules.rules for step in rule.form.actions):
+            self.evidence.want_sysdig()
 
     def _start_evidence(self) -> None:
         self.host.capture = self.evidence
@@ -291,6 +303,7 @@ class Reflex:
         self._want_network(step.actionner for rule in rules.rules for step in rule.form.actions)
         self._want_evidence(rules)
         self.fitness.use(rules)
+        self.names.use(rules)
         unknown, self._unknown = self._unknown, ()
         if unknown:
             again = may_be_tried_again(unknown, (rule.form for rule in rules.rules), CATALOGUE)
@@ -309,8 +322,10 @@ class Reflex:
                 metrics.port if metrics is not None else 0,
                 str(self.config.log_format),
                 __version__,
+                self.config.pods.source is not PodsFrom.NONE,
             )
         )
+        self.names.greet()
         self.rulebook.ask_again()
 
     def _rule_disarmed(self, rule: str, reason: str) -> None:
@@ -327,7 +342,7 @@ class Reflex:
             self.serving = None
 
     def _from_helper(self, message: AnyMessage) -> None:
-        if self.rulebook.take(message):
+        if self.rulebook.take(message) or self.names.take(message):
             return
         if isinstance(message, SnapshotAsk):
             is_ready, detail = ready(self)
@@ -350,6 +365,7 @@ class Reflex:
         self.look_at_clock()
         self.reach.look(self.bound.get("unix"))
         self.responder.tell_repeats()
+        self.names.tell_undecided(self.recorder)
         self.rulebook.dispose()
         self.own.look_again()
         self.mode()

@@ -92,6 +92,8 @@ class Judge:
             about=run.about,
             seen=run.subject.held if container is not None else None,
             fields=run.matched.alert.fields,
+            alert=run.matched.alert,
+            has_output=step.output is not None,
         )
         return Ready(action, context, target)
 

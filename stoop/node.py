@@ -233,6 +233,10 @@ class NodeHost(Lookup, Protocol):
         """Of a container and its pod's sandbox; where this process sits elsewhere. Raises TargetGone, TargetRefused."""
         ...
 
+    def pod_containers(self, container: ContainerFacts) -> tuple[str, ...]:
+        """Ids of the containers of the same pod that are there now, its own first; its own alone in no pod."""
+        ...
+
     def container_members(self, container: ContainerFacts) -> tuple[int, ...]:
         """Pids in the container's cgroup and below, read now."""
         ...

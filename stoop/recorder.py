@@ -70,10 +70,22 @@ class Recorder:
         self._mode = mode
         self._sinks = sinks
         self._again: dict[str, Record] = {}
+        self._undecided: dict[str, tuple[int, frozenset[str]]] = {}  # bounded by the rules there are
 
     def expect_again(self, records: Iterable[Record]) -> None:
         """These acts are recorded already, as failed: what comes of them now amends that."""
         self._again.update((record.act, record) for record in records)
+
+    def undecided(self, rule: str, fields: frozenset[str]) -> None:
+        """A rule does not match, for nothing is known of these fields. Told by `take_undecided`."""
+        self.metrics.inc("alerts_undecided_total", (rule,))
+        count, before = self._undecided.get(rule, (0, frozenset()))
+        self._undecided[rule] = count + 1, before | fields
+
+    def take_undecided(self) -> dict[str, tuple[int, frozenset[str]]]:
+        """By rule, how many alerts were so since the last call, and for want of which fields."""
+        taken, self._undecided = self._undecided, {}
+        return taken
 
     def took(self, kind: str, count: int, delays_ns: Sequence[int]) -> None:
         """So many alerts came in this way, so long after their events."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from stoop.alert import Alert
 from stoop.captures import About
 from stoop.node import ContainerFacts, HeldProcess, NodeHost, ProcessFacts
 
@@ -200,6 +201,8 @@ class ActContext(msgspec.Struct, frozen=True):
     about: Callable[[], About] | None = None  # by whose word the act of now is done
     seen: HeldProcess | None = None  # of an act on a container: the alert's process, where it is held
     fields: Mapping[str, Any] = {}  # the alert's output_fields: words, not facts
+    alert: Alert | None = None  # the same, for placeholders (`stoop.template`)
+    has_output: bool = False  # whether the rule sends what it leaves somewhere
 
 
 class Begun(msgspec.Struct, frozen=True):
@@ -226,7 +229,8 @@ class Action(msgspec.Struct, frozen=True):
 
     `begin` is synchronous, bounded and awaits nothing. `verify` runs in the target's lane, under the act's deadline;
     `overdue` says what is to be said when the deadline passes first. `deadline_s`: of what takes longer than others do,
-    by its parameters, in seconds.
+    by its parameters, in seconds. `lane`: a lane of its own beside the target's, for what only reads and takes long: it
+    holds up no other act on the same target, nor does one hold it up. Those of one name follow each other.
 
     A reversible action has more. `plan` reads what undoing will need, before anything is changed. `undo` gives
     back exactly that: `done`; `skipped` where nothing of ours is left (gone, or somebody else changed it since, which
@@ -241,6 +245,7 @@ class Action(msgspec.Struct, frozen=True):
     verify: Verify | None = None
     overdue: Overdue | None = None
     deadline_s: Callable[[Any], float] | None = None
+    lane: str = ""
     plan: Plan | None = None
     undo: Undo | None = None
     at_end: Undo | None = None

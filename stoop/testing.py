@@ -184,7 +184,7 @@ class Workbench:
         self.said: list[tuple[str, str, dict[str, Any]]] = []
         self.holdings = Holdings(self.files, self.clock, BOOT_ID, self.say)
         self._catalogue = catalogue
-        recorder = Recorder(self.ledger, self.metrics, lambda: self.mode, (self.shown.append,))
+        self.recorder = recorder = Recorder(self.ledger, self.metrics, lambda: self.mode, (self.shown.append,))
         self.giveback = GiveBack(self.holdings, catalogue, self.host, recorder, self.clock, self.say)
         self._parts = Parts(
             node="node-1",

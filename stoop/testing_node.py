@@ -206,6 +206,12 @@ class FakeHost:
             elsewhere=("mnt",) if process is not None and process.mnt_ns != inside else (),
         )
 
+    def pod_containers(self, container: ContainerFacts) -> tuple[str, ...]:
+        """Of the processes that are in a container of the same pod."""
+        facts = [process.facts for process in self.processes.values()]
+        others = [each.container_id for each in facts if container.pod_uid and each.pod_uid == container.pod_uid]
+        return tuple(dict.fromkeys((container.container_id, *others)))
+
     def container_members(self, container: ContainerFacts) -> tuple[int, ...]:
         """Those that live."""
         return tuple(pid for pid, process in self._living() if process.facts.container_id == container.container_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import trio
 
@@ -63,6 +63,7 @@ class LinuxHost:
         self._containers.index.heard = self._hear
         self.network: NetworkHands | None = None
         self.capture: CaptureHands | None = None
+        self.join_pod: Callable[[PodFacts], PodFacts] | None = None  # adds what is known of it beyond the node
         self._namespaces = Namespaces(self._procfs, self._containers.index, reference_pid)
 
     @property
@@ -167,7 +168,8 @@ class LinuxHost:
 
         Files are read at the first question about a container (`Pods`); where the runtime's are not seen, every 10 s.
         """
-        return self._pods.of(container_id, pod_uid)
+        facts = self._pods.of(container_id, pod_uid)
+        return facts if self.join_pod is None else self.join_pod(facts)
 
     def upper_of(self, container: ContainerFacts) -> Upper:
         """As `Uppers.of`."""
@@ -212,6 +214,15 @@ class LinuxHost:
         if sandbox is not None and sandbox.pod_uid != container.pod_uid:
             raise TargetRefused(f"sandbox {sandbox_id[:12]} is of pod {sandbox.pod_uid}, not of {container.pod_uid}")
         return self._namespaces.of(container, sandbox, process)
+
+    def pod_containers(self, container: ContainerFacts) -> tuple[str, ...]:
+        """Ids of the containers of the same pod that are there now, its own first; its own alone in no pod."""
+        others = [
+            found.container_id
+            for found in self._containers.index.every()
+            if container.pod_uid and found.pod_uid == container.pod_uid
+        ]
+        return tuple(dict.fromkeys((container.container_id, *others)))
 
     def container_members(self, container: ContainerFacts) -> tuple[int, ...]:
         """Pids in the container's cgroups and below, read now."""

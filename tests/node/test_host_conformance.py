@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -361,6 +362,13 @@ def test_the_namespaces_of_a_container_are_those_of_its_first_process(world: Wor
     world.end(pid)
     with pytest.raises(TargetGone):
         world.host.namespaces_of(container)
+
+
+@every_host_with_containers
+def test_a_container_of_no_pod_is_alone(world: World) -> None:
+    """Never none: who captures of no container in particular captures of all."""
+    container, _ = found(world)
+    assert world.host.pod_containers(msgspec.structs.replace(container, pod_uid="")) == (container.container_id,)
 
 
 @every_host_with_containers
