@@ -66,7 +66,9 @@ async def take(ctx: ActContext, wanted: Wanted, held: Sequence[HeldProcess], dat
         return _failed(captured)
     missing = captured.details.get("missing", 0)
     reason = f"{missing} things are missing or cut: the bundle says which" if missing else ""
-    return Outcome(Verdict.DONE, reason, captured.details | {"data": {"part": data.part, "name": data.name}})
+    # A run's later captures have a folder of their own in the run's bundle.
+    told = {"part": captured.details.get("folder", "") + data.part, "name": data.name}
+    return Outcome(Verdict.DONE, reason, captured.details | {"data": told})
 
 
 def _failed(captured: Captured) -> Outcome:
