@@ -174,7 +174,7 @@ def test_the_status_from_the_start_to_a_stale_word(make: MakeBench) -> None:
     bench = make()
     names = bench.names
     names.use(RuleSet.of([rule("labels", "k8s.pod.label[app]"), rule("names", "k8s.ns.name")]))
-    asked = {"source": "watch", "rules": ["labels"], "left_out": 0}
+    asked = {"source": "watch", "rules": ["labels"], "left_out": 0, "node": "node-1", "unknown": 0}
     none = {"known": 0, "listed": False, "age_s": 0.0, "stale": False, "error": ""}
     assert names.status() == asked | none
     for message in (PodKnown(POD), PodsListed(("uid",)), PodsTrouble("no route")):
