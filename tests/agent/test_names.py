@@ -11,7 +11,9 @@ import msgspec
 import pytest
 
 from agent.names import ASK_NS, MAX_AUTHORITIES, MAX_TOKEN, TELL_NS, Names, read_small
+from stoop import extras
 from stoop.config import Pods, PodsFrom
+from stoop.errors import StartRefused
 from stoop.metrics import Metrics
 from stoop.podmeta import PodMeta
 from stoop.pods import PodFacts, Source, Told
@@ -136,6 +138,15 @@ def test_a_new_helper_is_told_what_to_ask(make: MakeBench) -> None:
     bench.names.greet()
     assert bench.sent == [PodsWanted("kubelet", "https://api:443", "node-1", "node-1", 7.0)]
     assert bench.names.extras == ("pods",)
+
+
+def test_the_start_is_refused_where_what_asks_is_not_installed(
+    make: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(extras.EXTRAS, "pods", ("no_such_module",))
+    assert make(PodsFrom.FALCO).names.extras == ()
+    with pytest.raises(StartRefused, match=r"no_such_module is not installed.*source: watch.*install 'stoop\[pods\]'"):
+        make().names.extras  # noqa: B018 - it is asked for
 
 
 @pytest.mark.parametrize("source", [PodsFrom.NONE, PodsFrom.FALCO])
