@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from stoop.config_outputs import Aws, Gcp, Minio
 from stoop.evidence.limits import MAX_AGE_S, MAX_BYTES, MAX_COUNT
 from stoop.spec import (
     Mode,
@@ -384,6 +385,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename=_without_unit):
     evidence: Evidence = Evidence()
     heartbeat: Heartbeat | None = None
     pacemaker: Pacemaker | None = None
+    aws: Aws = Aws()
+    gcp: Gcp = Gcp()
+    minio: Minio = Minio()
     origins: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
     ignored: tuple[tuple[str, str, str], ...] = ()
