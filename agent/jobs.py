@@ -185,7 +185,20 @@ class TidyJob(Job, frozen=True, kw_only=True, tag=True):
     """Put the evidence store in order, as is due at a start; no target is read. `details["notes"]`: what was done."""
 
 
-AnyJob = SnapshotJob | MemoryJob | LogJob | DownloadJob | TrafficJob | KeepFileJob | AsideJob | TidyJob
+class DeliverJob(Job, frozen=True, kw_only=True, tag=True):
+    """Copy this part ("" for all) of a bundle into a folder, under this name; without a name only look at the folder.
+
+    `state_dir`: where it must not be. `Result.details`: `fate` (agent.letters.Fate), `bytes`, `sha256`.
+    """
+
+    folder: str
+    state_dir: str
+    name: str = ""
+    bundle: str = ""
+    part: str = ""
+
+
+AnyJob = DeliverJob | SnapshotJob | MemoryJob | LogJob | DownloadJob | TrafficJob | KeepFileJob | AsideJob | TidyJob
 
 
 class Message(msgspec.Struct, frozen=True, tag=True):

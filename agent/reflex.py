@@ -20,6 +20,7 @@ import trio
 from agent.again import may_be_tried_again
 from agent.condition import ready, samples
 from agent.control import Followers
+from agent.deliveries import Deliveries
 from agent.evidence import Evidence
 from agent.fitness import Fitness
 from agent.front import Front
@@ -139,11 +140,15 @@ class Reflex:
                 self.metrics.inc("acts_total", (action, str(verdict)), 0)
         self.network = NetworkSoon()
         acting = [name for name, action in CATALOGUE.actions.items() if action.begin is not None]
-        self.fitness = Fitness(self.host.unavailable, acting, self.warn)
+        self.deliveries = Deliveries(config, recorder, self.clocks, self.say, self.own.courier)
+        self.fitness = Fitness(self._unavailable, [*acting, *CATALOGUE.outputs], self.warn)
+        self.deliveries.told = self.fitness.tell
         self._network_wanted = trio.Event()
         self._evidence_wanted = trio.Event()
+        self._output_wanted = trio.Event()
         self.evidence = Evidence(config, self.host, self.host.boot_id, self.own.workers, self.warn)
         self.bound: dict[str, str] = {}
+        self.deliveries.run = self.evidence.workers.run
         self.reach = Reach(self.say)
         self.serving: Serving | None = None
         self.stopping = False
@@ -210,6 +215,7 @@ class Reflex:
         for record in recovery.unfinished:
             self.say("error", "an act was under way when the agent last ended", **record.public())
         self.giveback.recover()
+        self.deliveries.recover()
         self._want_network(hold.actionner for hold in self.holdings.table)
         for line in resume(self.host, recovery.unfinished, self.holdings.table):
             self.warn("what the last agent held still goes on", what=line)
@@ -227,6 +233,9 @@ class Reflex:
         gc.collect()
         gc.freeze()
         gc.set_threshold(*COLLECT)
+
+    def _unavailable(self) -> dict[str, str]:
+        return {**self.host.unavailable(), **self.deliveries.unavailable()}
 
     async def serve_network(self) -> None:
         """From the first rule or hold on that is about the network of pods: two processes more, for that alone."""
@@ -248,7 +257,14 @@ class Reflex:
     async def serve_evidence(self) -> None:
         """From the first rule on that takes evidence: a process more, and one for each that is taken."""
         await self._evidence_wanted.wait()
-        await self.evidence.serve()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.evidence.serve)
+            nursery.start_soon(self._serve_deliveries)
+
+    async def _serve_deliveries(self) -> None:
+        """From the first rule with an output on, or where an earlier life left something to be sent."""
+        await self._output_wanted.wait()
+        await self.deliveries.serve()
 
     def _takes_evidence(self, form: RuleForm) -> bool:
         """Whether a rule ever needs workers: by its actions, or before them."""
@@ -257,7 +273,10 @@ class Reflex:
         return first or any(spec.name.startswith(EVIDENCE) for spec in specs)
 
     def _want_evidence(self, rules: RuleSet) -> None:
-        if any(self._takes_evidence(rule.form) for rule in rules.rules):
+        self.deliveries.use(rules)
+        if self.deliveries.wanted:
+            self._output_wanted.set()
+        if self.deliveries.wanted or any(self._takes_evidence(rule.form) for rule in rules.rules):
             self.host.capture = self.evidence
             self._evidence_wanted.set()
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from agent.jobs import (
     AnyJob,
     AsideJob,
+    DeliverJob,
     DownloadJob,
     KeepFileJob,
     LogJob,
@@ -18,7 +19,7 @@ from agent.jobs import (
     TrafficJob,
     encode,
 )
-from agent.work import download, log, memory, quarantine, scribe, snapshot, traffic
+from agent.work import deliver, download, log, memory, quarantine, scribe, snapshot, traffic
 from stoop.errors import StoopError
 from stoop.evidence.store import Store
 
@@ -46,6 +47,7 @@ PERFORM: dict[type[AnyJob], Perform] = {
     TrafficJob: _bundled(traffic.read),
     KeepFileJob: _bundled(quarantine.read),
     AsideJob: quarantine.perform,
+    DeliverJob: deliver.perform,
     TidyJob: _tidy,
 }
 """Each kind of job: how it is done."""
