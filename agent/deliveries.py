@@ -65,6 +65,7 @@ class _Store:
     """How it is with one store. `next_at`: trio's clock."""
 
     tries: int = 0
+    slowly: bool = False
     next_at: float = 0.0
     reason: str = ""
     busy: bool = False
@@ -232,10 +233,12 @@ class Deliveries:
 
     def _failed(self, delivery: Delivery, store: _Store, sent: Sent) -> None:
         self._recorder.metrics.inc("delivery_tries_total", (delivery.target,))
-        store.tries += 1
-        pause = pause_s(store.tries, sent.fate is Fate.MEND, random.random())
+        slowly = sent.fate is Fate.MEND
+        store.tries = store.tries + 1 if slowly is store.slowly else 1
+        store.slowly = slowly
+        pause = pause_s(store.tries, slowly, random.random())
         store.next_at = trio.current_time() + pause
-        if store.tries == 1 or sent.reason != store.reason:
+        if sent.reason != store.reason:
             self._say(
                 "error" if sent.fate is Fate.MEND else "warning",
                 "evidence can't be sent and is tried again",

@@ -34,8 +34,15 @@ ENDED = "the courier ended"
 class Dispatch:
     """`send` from within `serve`. `own` is told the courier's pid, and 0 when it has ended."""
 
-    def __init__(self, setup: Callable[[], Setup], own: Callable[[int], None], warn: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        setup: Callable[[], Setup],
+        own: Callable[[int], None],
+        warn: Callable[..., None],
+        idle_s: float = IDLE_SECONDS,
+    ) -> None:
         self._setup = setup
+        self._idle_s = idle_s
         self._own = own
         self._warn = warn
         self._nursery: trio.Nursery | None = None
@@ -47,7 +54,7 @@ class Dispatch:
     @property
     def pid(self) -> int:
         """Of the courier of now; 0 where none is needed."""
-        return self._courier.pid if self._courier is not None else 0
+        return self._courier.pid if self._courier is not None and not self._courier.gone else 0
 
     async def serve(self) -> None:
         """Until cancelled; the courier ends with it."""
@@ -81,7 +88,7 @@ class Dispatch:
         assert self._nursery is not None, "it sends only while it is served"
         if courier is not None:
             courier.retire()
-        courier = _Courier(self._own, self._warn)
+        courier = _Courier(self._own, self._warn, self._idle_s)
         with trio.fail_after(START_SECONDS):
             await self._nursery.start(courier.serve, self._setup())
         self._courier = courier
@@ -92,9 +99,10 @@ class Dispatch:
 class _Courier:
     """One process and its socket."""
 
-    def __init__(self, own: Callable[[int], None], warn: Callable[..., None]) -> None:
+    def __init__(self, own: Callable[[int], None], warn: Callable[..., None], idle_s: float) -> None:
         self._own = own
         self._warn = warn
+        self._idle_s = idle_s
         self._waiting: dict[int, tuple[trio.Event, list[Sent]]] = {}
         self._changed = trio.Event()
         self._socket: socket.socket | None = None
@@ -159,7 +167,7 @@ class _Courier:
     async def _watch_idle(self, scope: trio.CancelScope) -> None:
         while True:
             self._changed = trio.Event()
-            patience = IDLE_SECONDS if not self._retired else 0.0
+            patience = self._idle_s if not self._retired else 0.0
             with trio.move_on_after(patience if not self._waiting else float("inf")) as waits:
                 await self._changed.wait()
             if waits.cancelled_caught and not self._waiting:

@@ -52,7 +52,8 @@ class Setup(Letter, frozen=True):
 
     def secrets(self) -> tuple[str, ...]:
         """What must not be seen in any message."""
-        keys = (self.aws_access_key, self.aws_secret_key, self.aws_external_id, self.gcp_credentials)
+        google = self.gcp_credentials if self.gcp_credentials.lstrip().startswith("{") else ""  # else it is a path
+        keys = (self.aws_access_key, self.aws_secret_key, self.aws_external_id, google)
         return tuple(filter(None, (*keys, self.minio_access_key, self.minio_secret_key)))
 
 

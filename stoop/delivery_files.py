@@ -51,10 +51,19 @@ class DeliveryFiles:
                     path.unlink()
         return sorted(found, key=lambda delivery: delivery.made_ns), troubles
 
+    def waiting(self) -> list[Delivery]:
+        """The same for whoever only looks: nothing is changed, and what can't be read is left out."""
+        found: list[Delivery] = []
+        with contextlib.suppress(OSError):
+            for name in sorted(os.listdir(self._dir))[: 2 * MAX_DELIVERIES]:
+                with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError):
+                    if name.endswith(SUFFIX):
+                        found.append(_read(self._dir / name))
+        return found
+
     def _load(self, path: Path, found: list[Delivery], troubles: list[str]) -> None:
         try:
-            with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
-                delivery = _decode(file.read(MAX_FILE))
+            delivery = _read(path)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
             troubles.append(f"{path}: not a delivery: {error}; it is not sent; {set_aside(path)}")
             return
@@ -98,3 +107,8 @@ class DeliveryFiles:
         except FileNotFoundError:
             os.mkdir(self._dir, 0o700)
             return os.open(path, flags, 0o600)
+
+
+def _read(path: Path) -> Delivery:
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+        return _decode(file.read(MAX_FILE))

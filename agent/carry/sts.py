@@ -6,6 +6,7 @@ Reference, "Signing AWS API requests"). boto3 would do it too, at 80 MiB.
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401 - http.client wants it at its first request, when only root can read it
 import hashlib
 import hmac
 import time

@@ -24,7 +24,9 @@ import msgspec
 
 from stoop.errors import ActFailed, StartRefused
 from stoop.evidence import manifest as manifests
-from stoop.evidence.limits import DIRECTORY, Limits
+from stoop.evidence.letting_go import Kept as Has
+from stoop.evidence.letting_go import Ranges, choose, spent
+from stoop.evidence.limits import DELIVERIES, DIRECTORY, Limits
 from stoop.evidence.manifest import SUFFIX, Manifest, Origin
 from stoop.evidence.reading import BundleError, BundleReader
 from stoop.evidence.writing import BundleWriter
@@ -34,6 +36,9 @@ __all__ = ["DIRECTORY", "Draft", "Head", "Kept", "Limits", "Store"]
 HEAD = "head.json"
 LOCK = "lock"
 WRITING = ".writing-"
+MAX_HEAD = 64 * 1024
+"""Bytes: a range of what was let go for each bundle that waits to be sent (256 at most), and little more."""
+
 LOCK_PAUSE_S = 0.002
 LOCK_SECONDS = 10.0
 """How long a bundle waits for its turn to take its place: each takes a few ms, and a slow disk's sync."""
@@ -42,11 +47,12 @@ _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Head(msgspec.Struct, frozen=True):
-    """The end of the chain. Bundles below `oldest` were let go on purpose; one missing above was not."""
+    """The end of the chain. Bundles below `oldest`, and in `gone`, were let go on purpose; another missing was not."""
 
     sequence: int = 0
     manifest: str = ""
     oldest: int = 1
+    gone: Ranges = ()
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -246,7 +252,7 @@ class Store:
         writer.seal(raw)
         os.fdatasync(fd)
         os.rename(name, bundle + SUFFIX, src_dir_fd=self._fd, dst_dir_fd=self._fd)
-        head = Head(manifest.sequence, manifests.digest(raw), head.oldest)
+        head = Head(manifest.sequence, manifests.digest(raw), head.oldest, head.gone)
         self._keep_head(head)
         os.fsync(self._fd)
         self._let_go(head)
@@ -259,29 +265,32 @@ class Store:
         os.unlink(name, dir_fd=self._fd)
 
     def _let_go(self, head: Head) -> list[str]:
-        """Remove the oldest beyond the limits, never the newest. The head is written first: a gap below it is ours."""
-        limits, sizes = self._limits, []
-        for bundle in self.bundles():
+        """Remove what is beyond the limits, never the newest. The head is written first: a gap below it is ours."""
+        bundles = []
+        for name in self.bundles():
             with contextlib.suppress(FileNotFoundError):
-                found = os.stat(bundle + SUFFIX, dir_fd=self._fd, follow_symlinks=False)
-                sizes.append((bundle, found.st_size))
-        total, count = sum(size for _, size in sizes), len(sizes)
-        going = []
-        for bundle, size in sizes[:-1]:
-            age_s = self._now_ns() / 1e9 - manifests.begun_of(bundle)
-            old = limits.max_age_s and age_s > limits.max_age_s
-            many = (limits.max_bytes and total > limits.max_bytes) or (limits.max_count and count > limits.max_count)
-            if not (old or many):
-                break
-            going.append(bundle)
-            total, count = total - size, count - 1
-        self.holds = {"bytes": total, "bundles": count}
+                found = os.stat(name + SUFFIX, dir_fd=self._fd, follow_symlinks=False)
+                age_s = self._now_ns() / 1e9 - manifests.begun_of(name)
+                bundles.append(Has(name, manifests.sequence_of(name), found.st_size, age_s))
+        going = choose(bundles, self._waiting(), self._limits)
+        left = [bundle for bundle in bundles if bundle not in going]
+        self.holds = {"bytes": sum(bundle.size for bundle in left), "bundles": len(left)}
         if going:
-            self._keep_head(Head(head.sequence, head.manifest, manifests.sequence_of(going[-1]) + 1))
+            places = [bundle.sequence for bundle in going]
+            oldest, gone = spent(head.oldest, head.gone, places, [bundle.sequence for bundle in left])
+            self._keep_head(Head(head.sequence, head.manifest, oldest, gone))
         for bundle in going:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(bundle + SUFFIX, dir_fd=self._fd)
-        return going
+                os.unlink(bundle.name + SUFFIX, dir_fd=self._fd)
+        return [bundle.name for bundle in going]
+
+    def _waiting(self) -> frozenset[str]:
+        """Bundles that are still to be sent: `../deliveries/BUNDLE.ACT.json`."""
+        try:
+            names = os.listdir(os.path.join(os.path.dirname(self.directory), DELIVERIES))
+        except OSError:
+            return frozenset()
+        return frozenset(name.partition(".")[0] for name in names if name.endswith(".json"))
 
     # ------------------------------------------------------------ the chain's end
 
@@ -295,8 +304,8 @@ class Store:
                 break
             last = last or sequence
             with contextlib.suppress(BundleError, OSError), self.reading(bundle) as reader:
-                return Head(last, manifests.digest(reader.raw_manifest), head.oldest)
-        return Head(max(last, head.sequence), head.manifest, head.oldest)
+                return Head(last, manifests.digest(reader.raw_manifest), head.oldest, head.gone)
+        return Head(max(last, head.sequence), head.manifest, head.oldest, head.gone)
 
     def kept_head(self) -> Head | None:
         """As the file says; None where there is none that can be read."""
@@ -305,7 +314,7 @@ class Store:
         except OSError:
             return None
         try:
-            return msgspec.json.decode(os.read(fd, 4096), type=Head)
+            return msgspec.json.decode(os.read(fd, MAX_HEAD), type=Head)
         except msgspec.MsgspecError:
             return None
         finally:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.conftest import Agent, MakeAgent, Row, alert
 from tests.real.conftest import Spawn, await_that
-from tests.real.stores.servers import SECRET, Folder, Minio, Moto, Target, running
+from tests.real.stores.servers import SECRET, Folder, Minio, Target, running
 
 pytestmark = [pytest.mark.root]
 
@@ -129,17 +129,6 @@ def test_what_is_not_there_is_told(target: Target, make_agent: MakeAgent, spawn:
     assert any(word in reason for word in ("NoSuchBucket", "No such file", "AccessDenied")), reason
     assert len(waiting(agent)) == 1
     assert [row["act"] for row in agent.rows()] == [record["act"]]
-
-
-@pytest.mark.parametrize("kind", [Moto, Minio], ids=lambda kind: kind.name)
-@pytest.mark.parametrize("prefix", ["/cases/", "a b/ü~'!*()", "%41#?&+=;"])
-def test_odd_prefixes(kind: type[Target], prefix: str, tmp_path: Path, make_agent: MakeAgent, spawn: Spawn) -> None:
-    with running(kind, tmp_path / "store") as target:
-        agent = agent_of(make_agent, target, prefix=prefix)
-        record = taken(agent, spawn)
-        assert sent(agent, record["act"])["outcome"] == "done"
-        (key,) = target.objects()
-        assert key.startswith(f"{prefix.strip('/')}/20")
 
 
 def test_wrong_credentials_are_told_and_no_secret_is(tmp_path: Path, make_agent: MakeAgent, spawn: Spawn) -> None:
