@@ -48,7 +48,7 @@ generate: $(READY)  ## write the generated references and schema anew
 
 lock: $(READY)   ## write requirements.lock anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	  --no-emit-index-url --group dev pyproject.toml -o requirements.lock
+	  --no-emit-index-url --all-extras --group dev pyproject.toml -o requirements.lock
 
 clean:           ## remove the environment and everything that was made
 	rm -rf $(VENV) var dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

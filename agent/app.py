@@ -151,11 +151,12 @@ async def live(reflex: Reflex) -> None:
             await _first_rules(reflex, told)
             await base.start(reflex.responder.serve)
             base.start_soon(reflex.serve_network)
-            base.start_soon(reflex.serve_evidence)
+            await base.start(reflex.serve_evidence)
             await base.start(reflex.giveback.serve)
             base.start_soon(_tick, reflex)
             base.start_soon(reflex.rule_files.watch, reflex.rules_changed, reflex.warn)
             base.start_soon(reflex.host.follow)
+            base.start_soon(reflex.restarts.serve)
             if not told.is_set():
                 await _take_in(reflex, told)
             with trio.move_on_after(GRACE_SECONDS) as grace:

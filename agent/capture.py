@@ -83,4 +83,4 @@ async def run_still(
     finally:
         thaw()
     assert frozen_s is not None
-    return Result(result.ok, result.reason, result.details | {"frozen_ms": round(frozen_s * 1000, 1)})
+    return msgspec.structs.replace(result, details=result.details | {"frozen_ms": round(frozen_s * 1000, 1)})

@@ -24,6 +24,7 @@ def ready(reflex: Reflex) -> tuple[bool, dict[str, Any]]:
         "rules": {"count": rules.count, "digest": rules.digest, "rejected": rules.rejected},
         "intakes": reflex.bound,
         **reflex.vitals.status(),
+        "pods": reflex.names.status(),
     }
     if waiting:
         detail["not_listening"] = waiting
@@ -48,6 +49,7 @@ def samples(reflex: Reflex) -> dict[str, list[tuple[tuple[str, ...], Any]]]:
     metrics.set("clock_offset_seconds", (), -skew.drift_ns / 1e9)
     metrics.set("journal_lag_records", (), journal.lag)
     reflex.vitals.count()
+    reflex.names.count(metrics)
     metrics.clear("holds")
     for action, count in Counter(hold.actionner for hold in reflex.holdings.table).items():
         metrics.set("holds", (action,), count)
@@ -71,6 +73,7 @@ def samples(reflex: Reflex) -> dict[str, list[tuple[tuple[str, ...], Any]]]:
     samples["journal_lost_total"] = [((), journal.lost)]
     samples["clock_steps_total"] = [((), skew.steps)]
     samples["helper_restarts_total"] = [((), max(0, reflex.link.restarts))]
+    samples |= reflex.names.counters()
     samples["log_lines_dropped_total"] = [(("reflex",), reflex.link.dropped)]
     return samples
 
@@ -99,6 +102,7 @@ def status(reflex: Reflex) -> dict[str, Any]:
             "last_error": rules.rejected,
         },
         "unavailable": reflex.fitness.status(),
+        "pods": reflex.names.status(),
         "disarmed": reflex.keeps.limits.disarmed,
         "queue": reflex.responder.load(),
         "holds": {"count": len(reflex.holdings.table), "trouble": reflex.giveback.troubles()},

@@ -11,8 +11,9 @@ from typing import Any
 import trio
 
 from agent.capture import Stillness, run_still
-from agent.jobs import READ, Result, TidyJob
+from agent.jobs import READ, ProbeJob, Result, TidyJob
 from agent.orders import Orders
+from agent.programs import SYSDIG, SYSDIG_ACT, find, lacking
 from agent.workers import Workers
 from stoop import config_model
 from stoop.captures import Captured, Still, Wanted
@@ -22,6 +23,9 @@ from stoop.node import ContainerFacts, Lookup, ProcessFacts
 
 TIDY_SECONDS = 60.0
 """For putting the store in order at the start: 2,000 names and one manifest, on a disk that may be busy."""
+
+PROBE_SECONDS = 40.0
+"""For trying sysdig: 15 s for each of two runs, and a place among the workers."""
 
 MAX_UNDER_WAY = 64
 """Captures that go on by themselves; each keeps facts of its target. As many wait in `Workers` at most."""
@@ -65,7 +69,8 @@ class Capturing:
 class Evidence:
     """Takes evidence (`stoop.node.CaptureHands`) while it is served. The constructor starts nothing.
 
-    `own`: is given the pids of nursery and workers whenever they change. `warn`: a log line.
+    `own`: is given the pids of nursery and workers whenever they change. `warn`: a log line. `tell`: is called when
+    more became known of what is `unavailable`.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class Evidence:
         boot_id: str,
         own: Callable[[frozenset[int]], None],
         warn: Callable[..., None],
+        tell: Callable[[], None] = lambda: None,
     ) -> None:
         kept = config.evidence
         self._directory = f"{config.state_dir}/{DIRECTORY}"
@@ -82,17 +88,30 @@ class Evidence:
         self._orders = Orders(config.node_name, boot_id, self._directory, self._limits, node)
         self._warn = warn
         self._own = own
+        self._tell = tell
         self._nursery: trio.Nursery | None = None
         self._under_way = 0
         self.workers = Workers(warn=warn, changed=self._changed)
         self.store: dict[str, int] = {"bytes": 0, "bundles": 0}
+        self._sysdig_wanted = trio.Event()
+        self._sysdig = ""  # why it does not work, as it was tried
 
-    async def serve(self) -> None:
+    async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep workers, and put the store in order once. Captures that go on by themselves end with it."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            task_status.started()
             nursery.start_soon(self.workers.serve)
             nursery.start_soon(self._tidy)
+            nursery.start_soon(self._probe)
+
+    def want_sysdig(self) -> None:
+        """A rule needs it: it is tried once, since that loads a driver for a moment."""
+        self._sysdig_wanted.set()
+
+    def unavailable(self) -> dict[str, str]:
+        """Why something can't be kept on this node, by actionner."""
+        return ({SYSDIG_ACT: self._sysdig} if self._sysdig else {}) | lacking()
 
     async def take(
         self,
@@ -134,6 +153,9 @@ class Evidence:
         still: Still | None,
         progress: Callable[[str], None],
     ) -> Captured:
+        why = self.unavailable().get(wanted.about.actionner, "")
+        if why:
+            return Captured(False, why, refused=True)
         job = self._orders.job(wanted, given, container)
         stillness = Stillness(lambda: True, still.thaw, still.for_s) if still is not None else NOT_STILL
         result = await run_still(self.workers, job, wanted.deadline_s, stillness, progress=progress)
@@ -144,7 +166,19 @@ class Evidence:
         self.store = details.pop("store", self.store)
         if "bundle" in details:
             details["path"] = f"{self._directory}/{details['bundle']}{SUFFIX}"
-        return Captured(result.ok, result.reason, details)
+        return Captured(result.ok, result.reason, details, result.refused, result.gone)
+
+    async def _probe(self) -> None:
+        """Try sysdig, once a rule needs it and there is one."""
+        await self._sysdig_wanted.wait()
+        program = find(SYSDIG)
+        if not program:
+            return
+        job = ProbeJob(key="sysdig", origin=Origin(), store=self._directory, program=program)
+        result = await self.workers.run(job, PROBE_SECONDS)
+        if not result.ok:
+            self._sysdig = f"sysdig does not work here: {result.reason}"
+            self._tell()
 
     async def _tidy(self) -> None:
         """Clear what killed writers left, let go of what is too much or too old."""

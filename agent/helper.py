@@ -1,4 +1,5 @@
-"""`python -m agent.helper [FD]`: the unprivileged helper, started by the reflex with one end of a socketpair (fd 3).
+"""`python -m agent.helper [FD [EXTRA…]]`: the unprivileged helper, started by the reflex with one end of a
+socketpair (fd 3). EXTRA: an extra of the distribution whose modules it will need (`pods`).
 
 It ends by itself when the reflex closes the socket. Exit codes: 0 so ended, 1 the peer is no reflex, 2 wrongly started.
 """
@@ -39,6 +40,10 @@ def main(argv: list[str]) -> int:
     from agent import helping, privileges
     from stoop import log
 
+    if "pods" in argv[1:]:
+        from agent.pods import source, warm  # noqa: F401
+
+        warm.warm_up()
     log.configure()
     _warm_up()
     fault = privileges.drop()

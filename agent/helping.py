@@ -2,6 +2,7 @@
 
     reader ─┬─ RulesSource ──▶ rules task ──▶ RulesBegin, RuleReady…, RulesEnd | RulesRejected
             ├─ Recorded, LogLine ──▶ line writer ──▶ standard error
+            ├─ PodsWanted ──▶ pods' source ──▶ PodKnown…, PodsListed
             └─ SnapshotReply ──▶ ReflexPeer ──▶ pages
 It ends with the socket: what is left of the log is written within GOODBYE_SECONDS.
 """
@@ -15,6 +16,7 @@ import random
 import socket
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import msgspec
 import trio
@@ -32,6 +34,9 @@ from stoop.wire import (
     FrameReader,
     Hello,
     LogLine,
+    PodsKey,
+    PodsNow,
+    PodsWanted,
     Recorded,
     RuleReady,
     RulesBegin,
@@ -42,6 +47,9 @@ from stoop.wire import (
     SnapshotReply,
     WireError,
 )
+
+if TYPE_CHECKING:
+    from agent.pods.source import Source
 
 HEARTBEAT_SECONDS = 5.0
 """How often the reflex is asked when nobody else asks, ± a fifth so that no two agents keep step."""
@@ -69,6 +77,8 @@ class Helper:
         self._source_came = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._greeted = False
+        self._pods: Source | None = None
+        self._pods_told = True
 
     async def run(self, remarks: tuple[str, ...] = ()) -> int:
         """Serve until the reflex closes the socket. `remarks` are for the log. Gives the exit code."""
@@ -111,11 +121,26 @@ class Helper:
         elif isinstance(message, RulesSource):
             self._source = message
             self._source_came.set()
+        elif isinstance(message, PodsWanted | PodsKey | PodsNow):
+            self._take_pods(message)
         elif isinstance(message, Hello) and not self._greeted:
             self._greeted = True
             self._greet(message)
 
+    def _take_pods(self, message: PodsWanted | PodsKey | PodsNow) -> None:
+        if isinstance(message, PodsWanted) and self._pods is None and self._nursery is not None:
+            # Imported before the rights went, where the reflex said so (agent/helper.py).
+            from agent.pods.source import Source
+
+            self._pods = Source(message, self._reflex.post, _give_back_memory)
+            self._nursery.start_soon(self._pods.run)
+        elif isinstance(message, PodsKey) and self._pods is not None:
+            self._pods.take_key(message)
+        elif self._pods is not None:
+            self._pods.ask_now()
+
     def _greet(self, hello: Hello) -> None:
+        self._pods_told = hello.pods_told
         log.configure(hello.log_format, write=self._lines.put)
         if hello.metrics_address and self._nursery is not None:
             self._nursery.start_soon(self._serve, hello)
@@ -134,7 +159,7 @@ class Helper:
             self._source_came = trio.Event()
             source, self._source = self._source, None
             if source is not None:
-                self._reflex.post(*checked(source))
+                self._reflex.post(*checked(source, pods_told=self._pods_told))
                 del source
                 _give_back_memory()
 
@@ -162,8 +187,11 @@ class Helper:
         await Server(pages.handle).serve(listener)
 
 
-def checked(source: RulesSource) -> Iterator[AnyMessage]:
-    """The answer to these files: the finished rules one by one, or every problem."""
+def checked(source: RulesSource, *, pods_told: bool = True) -> Iterator[AnyMessage]:
+    """The answer to these files: the finished rules one by one, or every problem.
+
+    `pods_told`: whether something tells labels, annotations and owners; else rules that ask for them are warned of.
+    """
     try:
         loaded = rules.load(source.files, CATALOGUE)
     except RulesError as error:
@@ -177,7 +205,7 @@ def checked(source: RulesSource) -> Iterator[AnyMessage]:
     yield RulesBegin(source.generation, len(loaded.rules), loaded.digest)
     for rule in loaded.rules:
         yield RuleReady(source.generation, msgspec.Raw(msgspec.msgpack.encode(rule)))
-    yield RulesEnd(source.generation, tuple(map(str, loaded.warnings)))
+    yield RulesEnd(source.generation, tuple(map(str, (*loaded.warnings, *(() if pods_told else loaded.metadata)))))
 
 
 def _log_line(line: LogLine) -> None:

@@ -100,16 +100,19 @@ class LogJob(Job, frozen=True, kw_only=True, tag=True):
     """The last lines of a pod's log, out of the kubelet's files.
 
     `directory`: where the kubelet keeps them (`/var/log/pods` as this process sees it). `pod`: the pod's directory in
-    it. `containers`: tried in this order until one has a line; () tries all. `attempt`: of the container's instances
-    the one with this number; negative for all, newest first. `bytes`: of the text; older lines are left out.
+    it. `containers`: tried in this order until one has a line; () tries all, and so does `others` after those.
+    `attempt`: of the container's instances the one with this number; negative for all, newest first. `bytes`: of the
+    text; older lines are left out. `tell`: bytes of its end that are in `Result.details["text"]` too.
     """
 
     directory: str
     pod: str
     containers: tuple[str, ...] = ()
+    others: bool = False
     attempt: int = -1
     lines: int = 20
     bytes: int = 4 * 1024 * 1024
+    tell: int = 0
 
 
 class DownloadJob(Job, frozen=True, kw_only=True, tag=True):
@@ -181,6 +184,25 @@ class TrafficJob(Job, frozen=True, kw_only=True, tag=True):
     bytes: int = 256 * 1024 * 1024
 
 
+class SyscallsJob(Job, frozen=True, kw_only=True, tag=True):
+    """The system calls of these containers (ids of 12 digits), or of the whole node without any.
+
+    `program`: sysdig's path. `snaplen`: bytes of each call's data. `bytes`: of the capture, as it is compressed.
+    """
+
+    program: str
+    containers: tuple[str, ...]
+    seconds: int
+    snaplen: int
+    bytes: int
+
+
+class ProbeJob(Job, frozen=True, kw_only=True, tag=True):
+    """Whether sysdig works here. No target is read."""
+
+    program: str
+
+
 class TidyJob(Job, frozen=True, kw_only=True, tag=True):
     """Put the evidence store in order, as is due at a start; no target is read. `details["notes"]`: what was done."""
 
@@ -198,7 +220,19 @@ class DeliverJob(Job, frozen=True, kw_only=True, tag=True):
     part: str = ""
 
 
-AnyJob = DeliverJob | SnapshotJob | MemoryJob | LogJob | DownloadJob | TrafficJob | KeepFileJob | AsideJob | TidyJob
+AnyJob = (
+    DeliverJob
+    | SnapshotJob
+    | MemoryJob
+    | LogJob
+    | DownloadJob
+    | TrafficJob
+    | KeepFileJob
+    | AsideJob
+    | SyscallsJob
+    | ProbeJob
+    | TidyJob
+)
 
 
 class Message(msgspec.Struct, frozen=True, tag=True):
@@ -247,11 +281,14 @@ class Progress(Message, frozen=True):
 
 
 class Result(Message, frozen=True):
-    """How the job ended. `reason`: for a person, "" when all went well. `details`: what is kept in the act's record."""
+    """How the job ended. `reason`: for a person, "" when all went well. `details`: what is kept in the act's record.
+    `refused`: it did not go well because of what the target is; `gone`: because it has ended."""
 
     ok: bool
     reason: str = ""
     details: dict[str, Any] = {}
+    refused: bool = False
+    gone: bool = False
 
 
 ToNursery = Start | Cancel

@@ -7,10 +7,11 @@ courier → reflex   Open (it has dropped its rights) · Sent
 from __future__ import annotations
 
 import enum
-import importlib.util
 
 import msgspec
 from msgspec.msgpack import Decoder as _Decoder
+
+from stoop.extras import missing
 
 NOT_INSTALLED = "the Python package obstore is not installed: pip install 'stoop[outputs]'"
 
@@ -20,7 +21,7 @@ MAX_LETTER = 96 * 1024
 
 def can_send() -> bool:
     """Whether what sends to stores is installed."""
-    return importlib.util.find_spec("obstore") is not None
+    return not missing("outputs")
 
 
 class Fate(enum.StrEnum):

@@ -40,9 +40,13 @@ GOODBYE_SECONDS = 2.0
 class Link:
     """One helper at a time. `handle` gets each message; `started` is called with its pid, and with 0 when it ended."""
 
-    def __init__(self, handle: Callable[[AnyMessage], None], started: Callable[[int], None]) -> None:
+    def __init__(
+        self, handle: Callable[[AnyMessage], None], started: Callable[[int], None], extras: tuple[str, ...] = ()
+    ) -> None:
+        """`extras`: what the helper has to import for its work, beside what it always does."""
         self._handle = handle
         self._started = started
+        self._extras = extras
         self._socket: socket.socket | None = None
         self._backlog: deque[bytes] = deque()
         self._waiting = 0
@@ -106,7 +110,7 @@ class Link:
         with ours:
             with theirs:
                 try:
-                    process = await trio.to_thread.run_sync(_spawn, theirs.fileno())
+                    process = await trio.to_thread.run_sync(_spawn, theirs.fileno(), self._extras)
                 except (OSError, RuntimeError) as error:  # no process, thread or memory to be had now: tried again
                     self._in_trouble(getattr(error, "strerror", None) or str(error), HOPELESS_TRIES)
                     return
@@ -196,10 +200,10 @@ class Link:
                 self._backlog.popleft()
 
 
-def _spawn(fd: int) -> subprocess.Popen[bytes]:
+def _spawn(fd: int, extras: tuple[str, ...]) -> subprocess.Popen[bytes]:
     """In a thread: fork and exec take about a millisecond. `-P`: nothing of the working directory is run as root."""
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "agent.helper", str(fd)],
+        [sys.executable, "-P", "-m", "agent.helper", str(fd), *extras],
         pass_fds=(fd,),
         stdin=subprocess.DEVNULL,
         # Ctrl-C goes to the whole group, and the reflex decides when the helper ends.

@@ -8,15 +8,21 @@ from typing import Any
 import msgspec
 
 from agent.capture import box, processes
-from agent.jobs import Job, LogTail, MemoryJob, SnapshotJob
-from stoop.captures import MemoryWanted, SnapshotWanted, Wanted
+from agent.jobs import DownloadJob, Job, LogJob, LogTail, MemoryJob, SnapshotJob, SyscallsJob, TrafficJob
+from agent.programs import POD_LOGS, SYSDIG, TCPDUMP, find
+from stoop.captures import (
+    DownloadWanted,
+    LogWanted,
+    MemoryWanted,
+    SnapshotWanted,
+    SyscallsWanted,
+    TrafficWanted,
+    Wanted,
+)
 from stoop.evidence.limits import Limits
 from stoop.evidence.manifest import Origin
 from stoop.node import ContainerFacts, Lookup, ProcessFacts
 from stoop.pods import PodFacts
-
-POD_LOGS = "/var/log/pods"
-"""Where the kubelet has the logs of containers: `<namespace>_<pod>_<uid>/<container>/<count>.log`."""
 
 
 class Orders(msgspec.Struct, frozen=True):
@@ -59,17 +65,72 @@ def _memory(node: Lookup, wanted: Wanted, container: ContainerFacts | None, comm
 
 def _snapshot(node: Lookup, wanted: Wanted, container: ContainerFacts | None, common: dict[str, Any]) -> Job:
     assert isinstance(wanted, SnapshotWanted)
+    changes = wanted.changes and container is not None
     return SnapshotJob(
         **common,
         executable_bytes=wanted.executable_bytes,
-        list_upper=wanted.changes and container is not None,
+        # The runtime's word. Where there is none the reader asks the target's own mount table, and says so.
+        upper=node.upper_of(container).directory if changes and container is not None else "",
+        list_upper=changes,
         log=_log_tail(node, container, wanted.log_bytes),
+    )
+
+
+def _log(node: Lookup, wanted: Wanted, container: ContainerFacts | None, common: dict[str, Any]) -> Job:
+    assert isinstance(wanted, LogWanted)
+    assert container is not None
+    pod, _, name = log_directory(node.pod_of(container.container_id, container.pod_uid)).rstrip("/").partition("/")
+    return LogJob(
+        **common,
+        directory=POD_LOGS,
+        pod=pod,  # "" where a name is missing: that the worker refuses
+        containers=(name,),
+        others=True,
+        lines=wanted.lines,
+        tell=wanted.tell,
+    )
+
+
+def _download(node: Lookup, wanted: Wanted, container: ContainerFacts | None, common: dict[str, Any]) -> Job:
+    assert isinstance(wanted, DownloadWanted)
+    return DownloadJob(**common, path=wanted.path, limit=wanted.limit, host_mounts=wanted.host_mounts)
+
+
+def _traffic(node: Lookup, wanted: Wanted, container: ContainerFacts | None, common: dict[str, Any]) -> Job:
+    assert isinstance(wanted, TrafficWanted)
+    return TrafficJob(
+        **common,
+        program=find(TCPDUMP) or TCPDUMP,
+        network=wanted.network,
+        host_networks=wanted.host_networks,
+        duration_s=wanted.duration_s,
+        snaplen=wanted.snaplen,
+        bytes=wanted.bytes,
+    )
+
+
+def _syscalls(node: Lookup, wanted: Wanted, container: ContainerFacts | None, common: dict[str, Any]) -> Job:
+    assert isinstance(wanted, SyscallsWanted)
+    return SyscallsJob(
+        **common,
+        program=find(SYSDIG) or SYSDIG,
+        containers=wanted.containers,
+        seconds=wanted.seconds,
+        snaplen=wanted.snaplen,
+        bytes=wanted.bytes,
     )
 
 
 Order = Callable[[Lookup, Wanted, ContainerFacts | None, dict[str, Any]], Job]
 
-ORDERS: dict[type[Wanted], Order] = {MemoryWanted: _memory, SnapshotWanted: _snapshot}
+ORDERS: dict[type[Wanted], Order] = {
+    MemoryWanted: _memory,
+    SnapshotWanted: _snapshot,
+    LogWanted: _log,
+    DownloadWanted: _download,
+    TrafficWanted: _traffic,
+    SyscallsWanted: _syscalls,
+}
 """Each kind of what is wanted: the job that keeps it."""
 
 

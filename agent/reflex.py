@@ -25,17 +25,20 @@ from agent.evidence import Evidence
 from agent.fitness import Fitness
 from agent.front import Front
 from agent.link import Link
+from agent.names import Names
 from agent.node.host import LinuxHost
 from agent.node.network_soon import NetworkSoon
 from agent.own import Own
+from agent.programs import SYSDIG_ACT
 from agent.reach import Reach
 from agent.rehearsal import rehearse
+from agent.restarts import Restarts
 from agent.resume import resume
 from agent.rulebook import Rulebook
 from agent.vitals import Body, Vitals
 from stoop import __version__, guard
 from stoop.catalogue import CATALOGUE
-from stoop.config import Config, policy_of
+from stoop.config import Config, PodsFrom, policy_of
 from stoop.engine import Memory
 from stoop.evidence_first import First
 from stoop.giveback import GiveBack
@@ -55,6 +58,7 @@ from stoop.rules import RuleForm, RuleSet
 from stoop.skew import Skew
 from stoop.spec import (
     Mode,
+    OutputUse,
     Scope,
     Verdict,
 )
@@ -69,8 +73,10 @@ NETWORK = "network:"
 """The category of the actions that need the network hands."""
 
 
-EVIDENCE = "evidence:"
-"""The category of the actions that need workers."""
+def ends_may_destroy(actionner: str) -> bool:
+    """Whether what this act holds may be destroyed when its time is over."""
+    action = CATALOGUE.actions.get(actionner)
+    return action is not None and action.at_end_destroys is not None
 
 
 class Marks:
@@ -107,8 +113,10 @@ class Reflex:
         self._early: list[tuple[str, dict[str, object]]] = []
         self.recovery: Recovery | None = None
         self._unknown: tuple[Record, ...] = ()
-        self.link = Link(self._from_helper, self._helper_started)
+        self.names = Names(config.pods, config.node_name, self._send, self.say, self.clocks.mono_ns)
+        self.link = Link(self._from_helper, self._helper_started, self.names.extras)
         self.host = LinuxHost(reference_pid=config.guard.reference_pid)
+        self.host.join_pod = self.names.join
         self.own = Own(self.host, self.host.boot_id, config.guard.reference_pid)
         self.switches = Switches(Path(config.state_dir), config.mode, self.warn)
         policy = policy_of(config.guard)
@@ -121,12 +129,13 @@ class Reflex:
             disarmed=self._rule_disarmed,
         )
         self.recorder = recorder = Recorder(
-            self.journal, self.metrics, self.mode, (self.followers.put, self._tell_helper)
+            self.journal, self.metrics, self.mode, (self.followers.put, self._tell_helper, self._note_end)
         )
+        self.restarts = Restarts(self.host, recorder, self.clocks, self.say)
         self.memory = Memory(config.guard.dedup_window_ns)
         self.holdings = Holdings(HoldFiles(Path(config.state_dir)), self.clocks, self.host.boot_id, self.say)
         self._first = First(config.evidence_first, config.evidence_deadline_ns / 1e9)
-        self.giveback = GiveBack(self.holdings, CATALOGUE, self.host, recorder, self.clocks, self.say)
+        self.giveback = GiveBack(self.holdings, CATALOGUE, self.host, recorder, self.clocks, self.say, self._first)
         self.responder = self._make_responder(config)
         self.front = Front(self.responder, self.metrics, self.own, self.say, self.clocks.mono_ns, self.look_at_clock)
         self.front.show_all = config.print_all_events
@@ -146,7 +155,7 @@ class Reflex:
         self._network_wanted = trio.Event()
         self._evidence_wanted = trio.Event()
         self._output_wanted = trio.Event()
-        self.evidence = Evidence(config, self.host, self.host.boot_id, self.own.workers, self.warn)
+        self.evidence = Evidence(config, self.host, self.host.boot_id, self.own.workers, self.warn, self._tell_fitness)
         self.bound: dict[str, str] = {}
         self.deliveries.run = self.evidence.workers.run
         self.reach = Reach(self.say)
@@ -199,8 +208,14 @@ class Reflex:
         """The mode in force now."""
         return self.switches.mode(self.clocks.now_ns())
 
+    def _send(self, message: AnyMessage) -> bool:
+        return self.link.send(message)
+
     def _tell_helper(self, record: Record) -> None:
         self.link.send(Recorded(record))
+
+    def _note_end(self, record: Record) -> None:
+        self.restarts.put(record)
 
     # ------------------------------------------------------------ start
 
@@ -217,6 +232,8 @@ class Reflex:
         self.giveback.recover()
         self.deliveries.recover()
         self._want_network(hold.actionner for hold in self.holdings.table)
+        if any(hold.evidence_first and ends_may_destroy(hold.actionner) for hold in self.holdings.table):
+            self._start_evidence()
         for line in resume(self.host, recovery.unfinished, self.holdings.table):
             self.warn("what the last agent held still goes on", what=line)
         if recovery.window is not None:
@@ -234,9 +251,6 @@ class Reflex:
         gc.freeze()
         gc.set_threshold(*COLLECT)
 
-    def _unavailable(self) -> dict[str, str]:
-        return {**self.host.unavailable(), **self.deliveries.unavailable()}
-
     async def serve_network(self) -> None:
         """From the first rule or hold on that is about the network of pods: two processes more, for that alone."""
         await self._network_wanted.wait()
@@ -244,6 +258,12 @@ class Reflex:
             self.config.guard.reference_pid,
             self._network_unavailable,
         )
+
+    def _unavailable(self) -> dict[str, str]:
+        return self.host.unavailable() | self.evidence.unavailable() | self.deliveries.unavailable()
+
+    def _tell_fitness(self) -> None:
+        self.fitness.tell()
 
     def _network_unavailable(self, reason: str) -> None:
         self.warn("the networks of pods can't be acted on", reason=reason)
@@ -254,31 +274,45 @@ class Reflex:
             self.host.network = self.network
             self._network_wanted.set()
 
-    async def serve_evidence(self) -> None:
-        """From the first rule on that takes evidence: a process more, and one for each that is taken."""
-        await self._evidence_wanted.wait()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.evidence.serve)
-            nursery.start_soon(self._serve_deliveries)
+    async def serve_evidence(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """From the first rule or hold on that takes evidence: a process more, and one for each that is taken.
 
-    async def _serve_deliveries(self) -> None:
-        """From the first rule with an output on, or where an earlier life left something to be sent."""
-        await self._output_wanted.wait()
-        await self.deliveries.serve()
+        Started as soon as evidence can be asked for, if it is wanted now: a hold's end may be due already.
+        """
+        if self._evidence_wanted.is_set():
+            await self._serve_evidence(task_status)
+        else:
+            task_status.started()
+            await self._evidence_wanted.wait()
+            await self._serve_evidence()
+
+    async def _serve_evidence(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.evidence.serve)
+            task_status.started()
+            # From the first rule with an output on, or where an earlier life left something to be sent.
+            await self._output_wanted.wait()
+            nursery.start_soon(self.deliveries.serve)
 
     def _takes_evidence(self, form: RuleForm) -> bool:
         """Whether a rule ever needs workers: by its actions, or before them."""
         specs = [CATALOGUE.actions[step.actionner].spec for step in form.actions]
-        first = self._first.applies(form) and any(spec.destroys and spec.scope is Scope.NODE for spec in specs)
-        return first or any(spec.name.startswith(EVIDENCE) for spec in specs)
+        destroys = any((spec.destroys or ends_may_destroy(spec.name)) and spec.scope is Scope.NODE for spec in specs)
+        first = self._first.applies(form) and destroys
+        return first or any(spec.scope is Scope.NODE and spec.output is not OutputUse.NONE for spec in specs)
 
     def _want_evidence(self, rules: RuleSet) -> None:
         self.deliveries.use(rules)
         if self.deliveries.wanted:
             self._output_wanted.set()
         if self.deliveries.wanted or any(self._takes_evidence(rule.form) for rule in rules.rules):
-            self.host.capture = self.evidence
-            self._evidence_wanted.set()
+            self._start_evidence()
+        if any(step.actionner == SYSDIG_ACT for rule in rules.rules for step in rule.form.actions):
+            self.evidence.want_sysdig()
+
+    def _start_evidence(self) -> None:
+        self.host.capture = self.evidence
+        self._evidence_wanted.set()
 
     def _use(self, rules: RuleSet) -> RuleSet:
         """Swap the rules; the collector never looks at the new ones, as at all that was there at the start."""
@@ -286,6 +320,7 @@ class Reflex:
         self._want_network(step.actionner for rule in rules.rules for step in rule.form.actions)
         self._want_evidence(rules)
         self.fitness.use(rules)
+        self.names.use(rules)
         unknown, self._unknown = self._unknown, ()
         if unknown:
             again = may_be_tried_again(unknown, (rule.form for rule in rules.rules), CATALOGUE)
@@ -304,8 +339,10 @@ class Reflex:
                 metrics.port if metrics is not None else 0,
                 str(self.config.log_format),
                 __version__,
+                self.config.pods.source is not PodsFrom.NONE,
             )
         )
+        self.names.greet()
         self.rulebook.ask_again()
 
     def _rule_disarmed(self, rule: str, reason: str) -> None:
@@ -322,7 +359,7 @@ class Reflex:
             self.serving = None
 
     def _from_helper(self, message: AnyMessage) -> None:
-        if self.rulebook.take(message):
+        if self.rulebook.take(message) or self.names.take(message):
             return
         if isinstance(message, SnapshotAsk):
             is_ready, detail = ready(self)
@@ -345,6 +382,7 @@ class Reflex:
         self.look_at_clock()
         self.reach.look(self.bound.get("unix"))
         self.responder.tell_repeats()
+        self.names.tell_undecided(self.recorder)
         self.rulebook.dispose()
         self.own.look_again()
         self.mode()

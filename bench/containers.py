@@ -20,6 +20,10 @@ from bench.victims import EXIT_SECONDS, Victim, idle
 
 GOAL_SECONDS = 0.6e-3
 
+SETTLED_SECONDS = 0.03
+"""A container lives for so long before something happens to it: the agent has learned of it by then (where it is, and
+whose pod's)."""
+
 PER_ROUND = {1: 200, 50: 20}
 """Samples a round, by the number of processes: fifty take a tenth of a second to be started."""
 
@@ -136,7 +140,7 @@ def _measure(sock: socket.socket, size: int, timed: Timed, floor: Callable[[Cont
             container = Container(mount, size)
             try:
                 act = _sender(sock, container) if agent else partial(floor, container)
-                idle(IDLE_SECONDS)
+                idle(SETTLED_SECONDS)
                 found.append(timed(container, act))
             finally:
                 container.end()

@@ -45,6 +45,46 @@ class MemoryWanted(Wanted, frozen=True, kw_only=True):
     bytes: int
 
 
+class LogWanted(Wanted, frozen=True, kw_only=True):
+    """The end of a pod's log: of the given container, and where that has no line, of the pod's first that has one.
+
+    `tell`: bytes of the text's end that come back in `Captured.details["text"]` too; 0 for none.
+    """
+
+    lines: int
+    tell: int = 0
+
+
+class DownloadWanted(Wanted, frozen=True, kw_only=True):
+    """One file of the first process's root. `path`: as the container calls it. `limit`: bytes, the rest is cut.
+    `host_mounts`: inodes of the node's mount namespaces, whose files are none of a container's."""
+
+    path: bytes
+    limit: int
+    host_mounts: tuple[int, ...]
+
+
+class TrafficWanted(Wanted, frozen=True, kw_only=True):
+    """What passes in the network namespace (inode `network`) of the first process. `host_networks`: the node's own.
+    `snaplen`: bytes of each packet, 0 for all. `bytes`: of the capture."""
+
+    network: int
+    host_networks: tuple[int, ...]
+    duration_s: float
+    snaplen: int
+    bytes: int
+
+
+class SyscallsWanted(Wanted, frozen=True, kw_only=True):
+    """System calls of these containers (ids of 12 digits), or of the whole node without any. `snaplen`: bytes of each
+    call's data. `bytes`: of the capture, as it is compressed."""
+
+    containers: tuple[str, ...]
+    seconds: int
+    snaplen: int
+    bytes: int
+
+
 class Still(msgspec.Struct, frozen=True):
     """A target that was made to stand still: `thaw` has it go on (twice is harmless), after `for_s` at the latest."""
 
@@ -54,8 +94,11 @@ class Still(msgspec.Struct, frozen=True):
 
 class Captured(msgspec.Struct, frozen=True):
     """What came of it. `details` are kept in the act's record: bundle, path, bytes, manifest (its SHA-256), parts,
-    missing, frozen_ms, hung. `reason`: why there is no bundle, "" where there is one."""
+    missing, frozen_ms, hung. `reason`: why there is no bundle, "" where there is one. `refused`: because of what the
+    target is; `gone`: because it has ended."""
 
     ok: bool
     reason: str = ""
     details: dict[str, Any] = {}
+    refused: bool = False
+    gone: bool = False

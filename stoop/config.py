@@ -36,6 +36,7 @@ from stoop.config_model import (
     UnixIntake,
 )
 from stoop.config_outputs import TALON_SECTIONS, Aws, Gcp, Minio
+from stoop.config_pods import MAX_POLL_NS, MIN_POLL_NS, Pods, PodsFrom
 from stoop.config_resolve import Resolved, Section, Setting
 from stoop.config_values import masked
 from stoop.errors import ConfigError
@@ -59,6 +60,8 @@ __all__ = [
     "OnStop",
     "Pacemaker",
     "PidNamespace",
+    "Pods",
+    "PodsFrom",
     "UnixIntake",
     "load",
     "policy_of",
@@ -71,6 +74,7 @@ DEFAULT_PATH = "/etc/stoop/stoop.yaml"
 
 _SECRET = re.compile(r"secret|token|password|passwd|key|credential|webhook|url|user|arn|id$|^notifiers\.")
 _MASK = "***"
+_SERVER = re.compile(r"https://(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 
 
 class ConfigErrors(ConfigError):
@@ -155,8 +159,20 @@ def _fill_defaults(resolved: Resolved, environ: Mapping[str, str], *, is_root: b
     for key, name in _BESIDE.items():
         if not values[key] and sockets:
             values[key] = str(PurePosixPath(sockets) / name)
+    _fill_pods(values, environ)
     if not is_root and resolved.origins["intake.unix.allow_uids"] == "default":
         values["intake.unix.allow_uids"] = tuple(sorted({0, uid}))
+
+
+def _fill_pods(values: dict[str, Any], environ: Mapping[str, str]) -> None:
+    """Whom to ask for the metadata of pods. Kubernetes tells every pod where its API is, in the environment."""
+    source, host = values["pods.source"], environ.get("KUBERNETES_SERVICE_HOST", "")
+    if source is PodsFrom.KUBELET:
+        values["pods.server"] = values["pods.server"] or "https://127.0.0.1:10250"
+        values["pods.server_name"] = values["pods.server_name"] or values["node_name"]
+    elif source is PodsFrom.WATCH and not values["pods.server"] and host:
+        host = f"[{host}]" if ":" in host else host
+        values["pods.server"] = f"https://{host}:{environ.get('KUBERNETES_SERVICE_PORT') or 443}"
 
 
 def _home_state_dir(environ: Mapping[str, str]) -> str:
@@ -193,6 +209,8 @@ def _check(resolved: Resolved, findings: Findings) -> None:
     _check_stores(resolved, findings)
     if on["heartbeat"]:
         _check_heartbeat(resolved, findings)
+    if values["pods.source"].is_asked:
+        _check_pods(resolved, findings)
     if not (on["intake.unix"] or on["intake.http"] or on["intake.file"] or values["intake.stdin"]):
         findings.warn("every intake is off: no alert can reach this agent", "intake")
 
@@ -239,6 +257,26 @@ def _check_heartbeat(resolved: Resolved, findings: Findings) -> None:
             _where(resolved, "heartbeat.path"),
             "write /run/stoop/heartbeat",
         )
+
+
+def _check_pods(resolved: Resolved, findings: Findings) -> None:
+    values = resolved.values
+    server = values["pods.server"]
+    if not server:
+        findings.problem(
+            "who is to be watched? $KUBERNETES_SERVICE_HOST is not set", "pods.server", "write https://HOST:PORT"
+        )
+    elif not _SERVER.fullmatch(server):
+        findings.problem(
+            f"{server[:80]!r} is no https://HOST:PORT: a token is shown to nobody else",
+            _where(resolved, "pods.server"),
+            "write https://HOST:PORT, without a path",
+        )
+    for key in ("pods.token_file", "pods.ca_file"):
+        if not values[key].startswith("/"):
+            findings.problem("an absolute path belongs here", _where(resolved, key), "write where the file is")
+    if not MIN_POLL_NS <= values["pods.interval"] <= MAX_POLL_NS:
+        findings.problem("not between 1s and 5m", _where(resolved, "pods.interval"), "write 10s")
 
 
 def _where(resolved: Resolved, key: str) -> str:

@@ -9,9 +9,12 @@ import enum
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta
 
+from stoop.config_meta import SECOND_NS
+from stoop.config_meta import meta as _meta
+from stoop.config_meta import without_unit as _without_unit
 from stoop.config_outputs import Aws, Gcp, Minio
+from stoop.config_pods import Pods
 from stoop.evidence.limits import MAX_AGE_S, MAX_BYTES, MAX_COUNT
 from stoop.spec import (
     Mode,
@@ -20,7 +23,6 @@ from stoop.spec import (
 MAX_SOCKET_PATH = 107
 """Bytes: `sun_path` holds 108 with its final NUL (unix(7))."""
 
-SECOND_NS = 10**9
 _MIB = 1024 * 1024
 
 PROTECTED_EXECUTABLES = (
@@ -50,17 +52,6 @@ class PidNamespace(enum.StrEnum):
 
     AUTO = "auto"
     AGENT = "agent"
-
-
-def _without_unit(name: str) -> str:
-    """A setting's key: what is kept in nanoseconds is written with a unit of its own."""
-    return name.removesuffix("_ns")
-
-
-def _meta(description: str, kind: str = "", default: str = "") -> Meta:
-    """What the reference says of a setting, its kind (`config_values.KINDS`), and a computed default in words."""
-    extra = {key: value for key, value in (("kind", kind), ("default", default)) if value}
-    return Meta(description=description, extra=extra)
 
 
 class Control(msgspec.Struct, frozen=True, kw_only=True):
@@ -388,6 +379,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename=_without_unit):
     aws: Aws = Aws()
     gcp: Gcp = Gcp()
     minio: Minio = Minio()
+    pods: Pods = Pods()
     origins: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
     ignored: tuple[tuple[str, str, str], ...] = ()

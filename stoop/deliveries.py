@@ -36,7 +36,7 @@ JITTER = (0.7, 1.3)
 MAX_NAME = 255
 """Bytes of an object's name: what a file's may have (NAME_MAX), so that every store takes the same."""
 
-MAX_WORD = 90
+MAX_WORD = 75
 """Characters of the pod's name and of the data's in it: with time, namespace (63) and id they stay below MAX_NAME."""
 
 ID_DIGITS = 12
@@ -122,6 +122,9 @@ def delivery_of(record: Record, output: OutputForm, node: str) -> Delivery | Non
     part, named = "", f"{bundle}{WHOLE}"
     if isinstance(data, Mapping) and data.get("part"):
         part, named = str(data["part"]), str(data.get("name") or data["part"])
+        folder = str(details.get("folder") or "")  # of a run's later captures, in the run's bundle
+        if folder and not part.startswith(folder.rstrip("/") + "/"):
+            part = f"{folder.rstrip('/')}/{part}"
     return Delivery(
         act=record.act,
         run=record.run,

@@ -2,7 +2,8 @@
 
 One task waits for the next thing to do. Each undo runs by itself, under a deadline; one that fails is tried again, ever
 less often, and the hold stays. An undo is recorded once, and once more (`amends`) when it works after it had failed.
-`stoop mode off` does not stop it: giving back is no new act.
+`stoop mode off` does not stop it: giving back is no new act. Where a hold ends by destroying (`then: kill` of a freeze)
+and its rule wants evidence first, that is taken before, of what stands still already, and under the same deadline.
 """
 
 from __future__ import annotations
@@ -13,15 +14,22 @@ from typing import Any
 
 import trio
 
+from stoop.captures import About
+from stoop.engine import undo_id
 from stoop.errors import ActFailed, TargetError, TargetGone
+from stoop.evidence_first import NEVER, First, Preserved
 from stoop.holdings import Holdings, Say
 from stoop.holds import Hold
-from stoop.node import NodeHost
+from stoop.node import ContainerFacts, NodeHost
 from stoop.recorder import Recorder
 from stoop.runs import Clocks
 from stoop.spec import (
+    ActContext,
+    Action,
     Catalogue,
+    NoParameters,
     Outcome,
+    Undo,
     Verdict,
 )
 
@@ -58,7 +66,7 @@ class _Trouble:
 class GiveBack:
     """Undoes what `holdings` hold. `serve` it."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it stands on, handed to it once
         self,
         holdings: Holdings,
         catalogue: Catalogue,
@@ -66,6 +74,7 @@ class GiveBack:
         recorder: Recorder,
         clocks: Clocks,
         say: Say,
+        first: First = NEVER,
     ) -> None:
         self._holdings = holdings
         self._catalogue = catalogue
@@ -80,6 +89,8 @@ class GiveBack:
         self._changed = trio.Event()
         self._soon: list[tuple[Hold, str]] = []
         self._limit: trio.CapacityLimiter | None = None
+        self._first = first
+        holdings.evidence_first = first.applies
         holdings.changed = self._wake
         holdings.undo_now = self._undo_soon
 
@@ -204,6 +215,41 @@ class GiveBack:
             undo = action.at_end or undo
         if undo is None:
             return Outcome(Verdict.FAILED, f"{hold.actionner} can't be undone by this version")
+        container = self._destroyed(action, hold) if action is not None and why is TIME_OVER else None
+        if container is None:
+            return await self._carry_out(undo, hold)
+        first = Preserved()
+        try:
+            await first.take(self._context(hold, container), self._first.deadline_s)
+            outcome = await self._carry_out(undo, hold)
+        finally:
+            first.close()
+        await first.settle()
+        return first.told(outcome)
+
+    def _destroyed(self, action: Action, hold: Hold) -> ContainerFacts | None:
+        """Of what evidence is to be taken before this hold ends: once, and not at each try after a failure."""
+        if action.at_end_destroys is None or not hold.evidence_first or hold.act in self._troubles:
+            return None
+        try:
+            return action.at_end_destroys(self._host, hold.state)
+        except TargetError:
+            return None  # its end will say so
+
+    def _context(self, hold: Hold, container: ContainerFacts) -> ActContext:
+        """For the evidence alone: whom the act may be done to was judged when it was held."""
+        about = About(hold.alert, hold.run, undo_id(hold.act), hold.rule, hold.action, hold.actionner)
+        return ActContext(
+            host=self._host,
+            params=NoParameters(),
+            process=None,
+            container=container,
+            protects=lambda facts: "",
+            protects_container=lambda facts: "",
+            about=lambda: about,
+        )
+
+    async def _carry_out(self, undo: Undo, hold: Hold) -> Outcome:
         try:
             with trio.fail_after(UNDO_SECONDS):
                 return await undo(self._host, hold.state)

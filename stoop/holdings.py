@@ -9,6 +9,7 @@ import msgspec
 
 from stoop.errors import ActFailed, TargetError, TargetGone
 from stoop.holds import MAX_HOLDS, Hold, Table, lasts_longer, until
+from stoop.rules.model import RuleForm
 from stoop.runs import Clocks, Ready, Run
 from stoop.spec import (
     Outcome,
@@ -58,6 +59,7 @@ class Holdings:
         self.table = Table()
         self.boot_id = boot_id
         self.changed: Callable[[], None] = lambda: None
+        self.evidence_first: Callable[[RuleForm], bool] = lambda form: False
         self.undo_now: Callable[[Hold, str], None] = lambda hold, why: None
         self._files = files
         self._clocks = clocks
@@ -146,6 +148,7 @@ class Holdings:
             state=planned.state,
             then=planned.then,
             shown=run.subject.describe(),
+            evidence_first=self.evidence_first(run.rule.form),
         )
         return until(hold, planned.ttl_ns, now_ns, mono_ns)
 

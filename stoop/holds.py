@@ -32,6 +32,7 @@ class Hold(msgspec.Struct, frozen=True):
     `target`: identity, as facts name it. `key`: what of it is held. `until_ns` (CLOCK_REALTIME) and `until_mono_ns`
     (CLOCK_MONOTONIC of `boot_id`): when it is given back, 0 for never. `state`: what the action's `undo` gets.
     `shown`: what a person is told of the target. `told`: that it ends soon was said.
+    `evidence_first`: whether its rule wanted evidence before what destroys, which its end may.
     """
 
     act: str
@@ -51,6 +52,7 @@ class Hold(msgspec.Struct, frozen=True):
     then: str = ""
     shown: dict[str, Any] = {}
     told: bool = False
+    evidence_first: bool = False
 
     def expiring_mono_ns(self) -> int:
         """When it is to be said that it ends soon; 0 for never."""

@@ -90,7 +90,10 @@ class Judge:
             protects=self._protects,
             protects_container=self._protects_container,
             about=run.about,
+            seen=run.subject.held if container is not None else None,
             fields=run.matched.alert.fields,
+            alert=run.matched.alert,
+            has_output=step.output is not None,
         )
         return Ready(action, context, target)
 

@@ -99,6 +99,12 @@ DEFINITIONS: dict[str, Definition] = {
         Definition("pacemaker_restarts_total", "counter", "Times that the pacemaker ended and was started again."),
         # What is decided.
         Definition("alerts_matched_total", "counter", "Alerts that a rule matched.", ("rule",)),
+        Definition(
+            "alerts_undecided_total",
+            "counter",
+            "Alerts that a rule did not match because nothing is known of a field that it asks for.",
+            ("rule",),
+        ),
         Definition("acts_total", "counter", "Acts by what they do and how they ended.", ("action", "outcome")),
         Definition(
             "acts_repeated_total", "counter", "Repeats of an act within the de-duplication window.", ("action",)
@@ -136,6 +142,12 @@ DEFINITIONS: dict[str, Definition] = {
         Definition("delivered_bytes_total", "counter", "Bytes of evidence that were sent, by output.", ("output",)),
         Definition("workers_running", "gauge", "Workers that take evidence now."),
         Definition("workers_abandoned", "gauge", "Workers and readers that hang in the kernel and can't be ended."),
+        # Names beyond the node.
+        Definition("pods_known", "gauge", "Pods of this node whose labels, annotations and owners are known."),
+        Definition("pods_left_out", "gauge", "Pods beyond those that can be kept."),
+        Definition("pods_age_seconds", "gauge", "Since pods.source last proved that what is known is so."),
+        Definition("pods_lists_total", "counter", "Times that all pods of this node were told."),
+        Definition("pods_unknown_total", "counter", "Looks at a pod that pods.source had not told (yet)."),
         # What the agent says of itself.
         Definition("rules", "gauge", "Rules that are active."),
         Definition("reloads_total", "counter", "Rules files read again, by result (ok, rejected).", ("result",)),

@@ -12,7 +12,7 @@ import msgspec
 
 from stoop.captures import Captured, Still, Wanted
 from stoop.network import Applied, Counters, UndoReport
-from stoop.pods import NamespaceFacts, PodFacts
+from stoop.pods import NamespaceFacts, PodFacts, Upper
 
 
 class ProcessFacts(msgspec.Struct, frozen=True):
@@ -91,6 +91,10 @@ class HeldProcess(Protocol):
 
     @property
     def facts(self) -> ProcessFacts: ...
+
+    def again(self) -> HeldProcess:
+        """The same process with the same facts, held once more. Raises TargetRefused without a free descriptor."""
+        ...
 
     def signal(self, signo: int) -> bool:
         """Send a signal through the pidfd; False when it is gone already. Raises ActFailed when not permitted."""
@@ -199,6 +203,10 @@ class Lookup(Protocol):
         """Whose container it is, of its full id and the pod uid of its cgroup. Remembered; raises nothing."""
         ...
 
+    def upper_of(self, container: ContainerFacts) -> Upper:
+        """Its overlay's upper directory, by the runtime's word. Remembered; raises nothing."""
+        ...
+
 
 class NodeHost(Lookup, Protocol):
     """What the node lets an act do. Every method is synchronous and bounded unless it says otherwise."""
@@ -223,6 +231,10 @@ class NodeHost(Lookup, Protocol):
 
     def namespaces_of(self, container: ContainerFacts, process: ProcessFacts | None = None) -> NamespaceFacts:
         """Of a container and its pod's sandbox; where this process sits elsewhere. Raises TargetGone, TargetRefused."""
+        ...
+
+    def pod_containers(self, container: ContainerFacts) -> tuple[str, ...]:
+        """Ids of the containers of the same pod that are there now, its own first; its own alone in no pod."""
         ...
 
     def container_members(self, container: ContainerFacts) -> tuple[int, ...]:

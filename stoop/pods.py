@@ -7,9 +7,11 @@ in files, of which some only root can write.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
+
+from stoop.podmeta import PodMeta, is_metadata
 
 POD_FIELDS = ("k8s.ns.name", "k8s.pod.name", "k8s.pod.uid", "k8s.pod.id")
 """What Falco says of a pod (`k8s.pod.id` is the old name of `k8s.pod.uid`)."""
@@ -25,6 +27,7 @@ class Source(enum.StrEnum):
     CGROUP = "cgroup"  # the path of the container's cgroup
     BUNDLE = "bundle"  # the runtime's own files, which only root can write
     KUBELET = "kubelet"  # /var/log/pods and /var/log/containers: a pod with a hostPath there can forge them
+    API = "api"  # the API server, or the kubelet's own list of its pods
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -36,7 +39,7 @@ class Told(msgspec.Struct, frozen=True):
     @property
     def is_strong(self) -> bool:
         """Whether no container can have forged it."""
-        return bool(self.value) and self.source in (Source.CGROUP, Source.BUNDLE)
+        return bool(self.value) and self.source in (Source.CGROUP, Source.BUNDLE, Source.API)
 
 
 NOTHING = Told()
@@ -48,6 +51,9 @@ class PodFacts(msgspec.Struct, frozen=True):
     `in_pod`: False where the runtime's own files and the cgroup show no pod; None where it could not be told.
     `sandbox_id`: the container that holds the pod's namespaces, "" where it is not known.
     `why`: why the runtime's own word is missing, "" where it is there.
+    `init_pid`: its first process, by the runtime's own word; 0 without that.
+    `meta`: what the API says of it, None where that is not known; `conflict`: how API and node disagree about who it
+    is, "" where they do not. `stale_s`: how old that is, where it is so old that somebody should know; else 0.
     """
 
     container_id: str
@@ -59,34 +65,63 @@ class PodFacts(msgspec.Struct, frozen=True):
     sandbox_id: str = ""
     in_pod: bool | None = None
     why: str = ""
+    init_pid: int = 0
+    meta: PodMeta | None = None
+    conflict: str = ""
+    stale_s: int = 0
 
-    def fields(self) -> dict[str, str | None]:
-        """By Falco's names: a value, None (known to have none), or no key (unknown)."""
+    def joined(self, meta: PodMeta) -> PodFacts:
+        """The same with the API's word on the pod of this uid: it counts more than a word that can be forged."""
+        names = (("k8s.ns.name", self.namespace, meta.namespace), ("k8s.pod.name", self.name, meta.name))
+        conflict = ""
+        for field, told, value in names:
+            if told.is_strong and told.value != value:
+                conflict = f"the node ({told.source}) says {field} {told.value!r}, the API {value[:MAX_SHOWN]!r}"
+                break
+        namespace, name = (told if told.is_strong else Told(value, Source.API) for _, told, value in names)
+        return msgspec.structs.replace(self, namespace=namespace, name=name, meta=meta, conflict=conflict)
+
+    def fields(self, asked: Iterable[str] = ()) -> dict[str, str | None]:
+        """By Falco's names: a value, None (known to have none), or no key (unknown).
+
+        `asked`: the fields that are wanted, for labels and annotations can have any name.
+        """
         known: dict[str, str | None] = dict.fromkeys(POD_FIELDS) if self.in_pod is False else {}
         known |= {field: told.value for field, told in self._by_field() if told.value}
         if self.container.value:
             known["container.name"] = self.container.value
-        return known
+        return known | self.metadata(asked)
+
+    def metadata(self, asked: Iterable[str]) -> dict[str, str | None]:
+        """Of `fields` those that labels, annotations and owners answer."""
+        if self.in_pod is False:
+            return {field: None for field in asked if is_metadata(field)}
+        return self.meta.fields(asked) if self.meta is not None else {}
 
     def contradicts(self, fields: Mapping[str, object]) -> str:
-        """Empty, or how the alert and the node disagree about who it is. Only what can't be forged contradicts."""
+        """Empty, or how alert, node and API disagree about who it is. Only what can't be forged contradicts."""
+        if self.conflict:
+            return self.conflict
         for field, told in self._by_field():
             claimed = fields.get(field)
             if not isinstance(claimed, str) or claimed in UNTOLD:
                 continue
             if told.is_strong and told.value != claimed:
-                return f"the alert says {field} {claimed[:MAX_SHOWN]!r}, the node ({told.source}) {told.value!r}"
+                by = "the API" if told.source is Source.API else f"the node ({told.source})"
+                return f"the alert says {field} {claimed[:MAX_SHOWN]!r}, {by} {told.value!r}"
             if self.in_pod is False:
                 return f"the alert says {field} {claimed[:MAX_SHOWN]!r}, the node that the container is in no pod"
         return ""
 
     def describe(self) -> dict[str, str]:
         """What a record says: the names that are known."""
-        return {key: told.value for key, told in self._by_name() if told.value}
+        names = {key: told.value for key, told in self._by_name() if told.value}
+        return names | ({"owner": str(self.meta.owner)} if self.meta is not None and self.meta.owner else {})
 
     def sources(self) -> dict[str, str]:
         """Where each of `describe` was read."""
-        return {key: str(told.source) for key, told in self._by_name() if told.value}
+        sources = {key: str(told.source) for key, told in self._by_name() if told.value}
+        return sources | ({"owner": str(Source.API)} if self.meta is not None and self.meta.owner else {})
 
     def _by_field(self) -> tuple[tuple[str, Told], ...]:
         return tuple(zip(POD_FIELDS, (self.namespace, self.name, self.uid, self.uid), strict=True))
@@ -99,6 +134,18 @@ class PodFacts(msgspec.Struct, frozen=True):
             ("container", self.container),
             ("image", self.image),
         )
+
+
+class Upper(msgspec.Struct, frozen=True):
+    """Where a container's overlay keeps what the container wrote, as the runtime mounted it.
+
+    `directory`: as this process sees it. `device`: MAJOR:MINOR of that overlay, which no other one of the node has: the
+    container's root must have it too. `why`: the reason where there is none to be told; the others are "" then.
+    """
+
+    directory: str = ""
+    device: str = ""
+    why: str = ""
 
 
 MAX_SHOWN = 64

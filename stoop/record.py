@@ -36,7 +36,9 @@ class Timing(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, frozen=True):
-    """What is kept of one act: `respond` emits exactly one, and one more (`amends`) when it ends differently later."""
+    """What is kept of one act: `respond` emits exactly one, and one more (`amends`) when it ends differently later,
+    or when something followed that is worth telling (`details.restarted_as`: the kubelet started the container again).
+    """
 
     alert: str
     run: str

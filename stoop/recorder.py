@@ -74,10 +74,22 @@ class Recorder:
         self._again: dict[str, Record] = {}
         self.deliver: Callable[[Record, OutputForm], Record] | None = None
         """Keeps what an act's output is to get before its record is told, and says so in it."""
+        self._undecided: dict[str, tuple[int, frozenset[str]]] = {}  # bounded by the rules there are
 
     def expect_again(self, records: Iterable[Record]) -> None:
         """These acts are recorded already, as failed: what comes of them now amends that."""
         self._again.update((record.act, record) for record in records)
+
+    def undecided(self, rule: str, fields: frozenset[str]) -> None:
+        """A rule does not match, for nothing is known of these fields. Told by `take_undecided`."""
+        self.metrics.inc("alerts_undecided_total", (rule,))
+        count, before = self._undecided.get(rule, (0, frozenset()))
+        self._undecided[rule] = count + 1, before | fields
+
+    def take_undecided(self) -> dict[str, tuple[int, frozenset[str]]]:
+        """By rule, how many alerts were so since the last call, and for want of which fields."""
+        taken, self._undecided = self._undecided, {}
+        return taken
 
     def took(self, kind: str, count: int, delays_ns: Sequence[int]) -> None:
         """So many alerts came in this way, so long after their events."""
@@ -131,6 +143,10 @@ class Recorder:
             self._send(self._record(run, run.index, act, outcome, NEVER, False), -1)
         elif repeat.due:
             self.ledger.repeats(repeat.original, repeat.count)
+
+    def followed(self, record: Record) -> None:
+        """What followed an act that was recorded before: the same record, saying more (`amends`). Not counted anew."""
+        self._keep(record, -1)
 
     def undone(self, hold: Hold, outcome: Outcome, why: str, at_ns: int, *, amends: bool = False) -> None:
         """What an act took was given back, or could not be."""

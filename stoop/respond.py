@@ -22,7 +22,7 @@ from stoop.evidence_first import Preserved
 from stoop.lanes import Lanes
 from stoop.parts import Parts
 from stoop.rules import RuleSet
-from stoop.runs import NOT_YET, Batch, Doing, Evidence, Matched, Ready, Run, When, match
+from stoop.runs import NOT_YET, Batch, Doing, Evidence, Matched, Ready, Run, When, match, settled
 from stoop.spec import (
     Begun,
     Outcome,
@@ -149,14 +149,7 @@ class Responder:
     def _respond(self, matched: Matched) -> None:
         parts = self._parts
         subject = self._subject(matched)
-        resolved: dict[str, str | None] | None = None
-        for rule, first in matched.hits:
-            hit = first
-            if not first.certain:
-                resolved = subject.resolve() if resolved is None else resolved
-                hit = rule.test(matched.alert, resolved)
-                if not hit.possible:
-                    continue
+        for rule, hit in settled(matched, subject, parts.recorder.undecided):
             run = Run(matched, rule, hit.unproven, subject.retain(), run_id(matched.alert_id, rule.form.rule))
             matched.open += 1
             self._start(run)
@@ -173,7 +166,7 @@ class Responder:
 
     def _open_lane(self, run: Run) -> None:
         assert run.doing is not None
-        target = run.doing.ready.target
+        target = run.doing.ready.lane
         self._lanes.open(target)
         assert self._nursery is not None, "the responder takes alerts only while it is served"
         self._nursery.start_soon(self._serve_lane, target, run)
@@ -206,8 +199,8 @@ class Responder:
                 if not self._unstarted(run, ready):
                     break
                 continue
-            if not in_lane and self._lanes.busy(ready.target):
-                if self._lanes.wait(ready.target, run):
+            if not in_lane and self._lanes.busy(ready.lane):
+                if self._lanes.wait(ready.lane, run):
                     return None
                 parts.recorder.metrics.inc("queue_dropped_total")
                 self._unstarted(run, Outcome(Verdict.EXPIRED, "queue full: too much waits for this target"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,6 +61,11 @@ class Matched:
     batch: Batch | None
     open: int = 1
 
+    @property
+    def asked(self) -> frozenset[str]:
+        """The fields that the alert lacks and its rules ask for."""
+        return frozenset().union(*(hit.needs for _, hit in self.hits))
+
 
 def match(alert: Alert, rules: Sequence[Rule], node: str, received_ns: int, batch: Batch | None) -> Matched | None:
     """The alert with those of these rules that match it, or may once more is known of it; None without any."""
@@ -76,6 +81,25 @@ def match(alert: Alert, rules: Sequence[Rule], node: str, received_ns: int, batc
     if batch is not None:
         batch.enter()
     return Matched(alert, alert_id(alert, node), hits, received_ns, batch)
+
+
+def settled(
+    matched: Matched, subject: Subject, undecided: Callable[[str, frozenset[str]], None]
+) -> Iterator[tuple[Rule, Hit]]:
+    """The rules that match once the node was asked, which happens at the first that needs it.
+
+    `undecided(rule, fields)` hears of one that does not match because nothing is known of these fields.
+    """
+    resolved: dict[str, str | None] | None = None
+    for rule, hit in matched.hits:
+        if not hit.certain:
+            resolved = subject.resolve(matched.asked) if resolved is None else resolved
+            hit = rule.test(matched.alert, resolved)
+            if hit.undecided:
+                undecided(rule.form.rule, hit.undecided)
+            if not hit.possible:
+                continue
+        yield rule, hit
 
 
 @dataclass(eq=False, slots=True)
@@ -105,13 +129,18 @@ class Run:
 class Ready:
     """An act that nothing speaks against, up to the lane being free.
 
-    `target`: the identity of what it acts on, its lane. `hold`: of a reversible act, the act by which it is held.
+    `target`: the identity of what it acts on. `hold`: of a reversible act, the act by which it is held.
     """
 
     action: Action
     context: ActContext
     target: str
     hold: str = ""
+
+    @property
+    def lane(self) -> str:
+        """What it waits for: the target, or the captures of one kind of it."""
+        return f"{self.target} {self.action.lane}" if self.action.lane else self.target
 
     def begin(self) -> Begun | Outcome:
         """Begin it. Raises nothing that an act may raise."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from stoop.alert import Alert
 from stoop.captures import About
 from stoop.node import ContainerFacts, HeldProcess, NodeHost, ProcessFacts
 
@@ -198,7 +199,10 @@ class ActContext(msgspec.Struct, frozen=True):
     reversal: Reversal | None = None
     keep: Callable[[dict[str, Any]], None] | None = None
     about: Callable[[], About] | None = None  # by whose word the act of now is done
+    seen: HeldProcess | None = None  # of an act on a container: the alert's process, where it is held
     fields: Mapping[str, Any] = {}  # the alert's output_fields: words, not facts
+    alert: Alert | None = None  # the same, for placeholders (`stoop.template`)
+    has_output: bool = False  # whether the rule sends what it leaves somewhere
 
 
 class Begun(msgspec.Struct, frozen=True):
@@ -225,13 +229,15 @@ class Action(msgspec.Struct, frozen=True):
 
     `begin` is synchronous, bounded and awaits nothing. `verify` runs in the target's lane, under the act's deadline;
     `overdue` says what is to be said when the deadline passes first. `deadline_s`: of what takes longer than others do,
-    by its parameters, in seconds.
+    by its parameters, in seconds. `lane`: a lane of its own beside the target's, for what only reads and takes long: it
+    holds up no other act on the same target, nor does one hold it up. Those of one name follow each other.
 
     A reversible action has more. `plan` reads what undoing will need, before anything is changed. `undo` gives
     back exactly that: `done`; `skipped` where nothing of ours is left (gone, or somebody else changed it since, which
     it says); `failed` to be tried again. It may be called at any time, twice, and after a restart. `at_end` is called
-    in its place when the time is over, where that means something else. `drift` tells what somebody else did to it
-    meanwhile, "" for nothing.
+    in its place when the time is over, where that means something else; `at_end_destroys` tells of which container that
+    would be the end, None where of none, for whoever wants evidence of it first (raises TargetGone, TargetRefused).
+    `drift` tells what somebody else did to it meanwhile, "" for nothing.
     """
 
     spec: ActionSpec
@@ -239,9 +245,11 @@ class Action(msgspec.Struct, frozen=True):
     verify: Verify | None = None
     overdue: Overdue | None = None
     deadline_s: Callable[[Any], float] | None = None
+    lane: str = ""
     plan: Plan | None = None
     undo: Undo | None = None
     at_end: Undo | None = None
+    at_end_destroys: Callable[[NodeHost, dict[str, Any]], ContainerFacts | None] | None = None
     drift: Drift | None = None
 
 

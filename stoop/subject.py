@@ -25,6 +25,7 @@ from stoop.guard import (
     target_pid,
 )
 from stoop.node import ContainerFacts, HeldProcess, HostFacts, NodeHost, ProcessFacts
+from stoop.podmeta import is_metadata
 from stoop.pods import POD_FIELDS, UNTOLD, PodFacts, Source
 from stoop.skew import Skew
 from stoop.spec import (
@@ -40,6 +41,9 @@ MAX_SHOWN_TEXT = 64
 
 MAX_SHOWN_NAME = 253
 """Characters kept of a name that the alert claims: no Kubernetes name is longer (RFC 1123)."""
+
+MAX_SHOWN_METADATA = 16
+"""Labels and the like in one record: those that rules asked for. A rule seldom asks for more than two."""
 
 _ALERT_NAMES = (("pod", "k8s.pod.name"), ("pod_uid", "k8s.pod.uid"), ("container", "container.name"))
 
@@ -63,6 +67,7 @@ class Subject:
         self._process: HeldProcess | None = None
         self._container: ContainerFacts | None = None
         self._pod: PodFacts | None = None
+        self._metadata: dict[str, str | None] = {}
         self._failure: TargetError | None = None
         self._container_failure: TargetError | None = None
         self._holders = 1
@@ -93,6 +98,11 @@ class Subject:
         return self._process
 
     @property
+    def held(self) -> HeldProcess | None:
+        """The process, where it is held."""
+        return self._process
+
+    @property
     def facts(self) -> ProcessFacts | None:
         """What the node says of the process, when it is held."""
         return self._process.facts if self._process is not None else None
@@ -109,31 +119,39 @@ class Subject:
                 raise
         return self._container
 
-    def resolve(self) -> dict[str, str | None]:
-        """What the node can say of fields that the alert lacks: a value, None (it has none), or no key (unknown)."""
+    def resolve(self, asked: frozenset[str]) -> dict[str, str | None]:
+        """What the node can say of fields that the alert lacks: a value, None (it has none), or no key (unknown).
+
+        `asked`: the fields that rules want to know. Of labels, annotations and owners these alone are told.
+        """
         try:
             facts = self.process().facts
         except TargetError:
-            return self._resolve_container()
+            return self._resolve_container(asked)
         if not in_container(self.said, facts, self._seen.host_facts):
             # As Falco says it of a process of the host, so that `container.id!=host` means what it says.
-            none = dict.fromkeys((*POD_FIELDS, "container.name"))
+            none = dict.fromkeys((*POD_FIELDS, "container.name", *filter(is_metadata, asked)))
             return none | {"container.id": "host", "container.full_id": "host"}
         known: dict[str, str | None] = {}
         if facts.container_id:
             known |= {"container.id": facts.container_id[:12], "container.full_id": facts.container_id}
-        pod = self.pod()
-        return known if pod is None else known | pod.fields()
+        return known | self._resolve_pod(asked)
 
-    def _resolve_container(self) -> dict[str, str | None]:
+    def _resolve_container(self, asked: frozenset[str]) -> dict[str, str | None]:
         """Of a container whose process that the alert names has ended."""
         try:
             found = self.container()
         except TargetError:
             return {}
-        pod = self.pod()
         known = {"container.id": found.container_id[:12], "container.full_id": found.container_id}
-        return known | (pod.fields() if pod is not None else {})
+        return known | self._resolve_pod(asked)
+
+    def _resolve_pod(self, asked: frozenset[str]) -> dict[str, str | None]:
+        pod = self.pod()
+        if pod is None:
+            return {}
+        self._metadata = pod.metadata(asked)
+        return pod.fields(asked)
 
     def pod(self) -> PodFacts | None:
         """What the node says of the pod of this subject's container; None where no container was found.
@@ -152,10 +170,9 @@ class Subject:
         if pod is None:
             return ""
         if pod.namespace.value in protected:
-            return (
-                f"namespace {pod.namespace.value} is protected (guard.protected_namespaces); "
-                f"so says the node ({pod.namespace.source})"
-            )
+            source = pod.namespace.source
+            by = "the API" if source is Source.API else f"the node ({source})"
+            return f"namespace {pod.namespace.value} is protected (guard.protected_namespaces); so says {by}"
         return pod.contradicts(self.alert.fields)
 
     def _find_pod(self) -> PodFacts | None:
@@ -215,6 +232,11 @@ class Subject:
         if node is not None:
             names |= node.describe()
             sources |= node.sources()
+            if shown := sorted((field, value) for field, value in self._metadata.items() if value is not None):
+                names["metadata"] = {field: value[:MAX_SHOWN_NAME] for field, value in shown[:MAX_SHOWN_METADATA]}
+                sources["metadata"] = str(Source.API)
+            if node.stale_s:
+                names["api_age_s"] = node.stale_s
         elif facts is not None and facts.pod_uid:
             names["pod_uid"], sources["pod_uid"] = facts.pod_uid, str(Source.CGROUP)
         return names | {"told_by": sources} if sources else names

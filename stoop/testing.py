@@ -183,7 +183,8 @@ class Workbench:
         self.files = FakeFiles()
         self.said: list[tuple[str, str, dict[str, Any]]] = []
         self.holdings = Holdings(self.files, self.clock, BOOT_ID, self.say)
-        recorder = Recorder(self.ledger, self.metrics, lambda: self.mode, (self.shown.append,))
+        self._catalogue = catalogue
+        self.recorder = recorder = Recorder(self.ledger, self.metrics, lambda: self.mode, (self.shown.append,))
         self.giveback = GiveBack(self.holdings, catalogue, self.host, recorder, self.clock, self.say)
         self._parts = Parts(
             node="node-1",
@@ -205,7 +206,9 @@ class Workbench:
 
     def evidence_first(self, first: First, rules: Sequence[RuleForm]) -> None:
         """The same, with evidence before acts that destroy. Before it is served."""
-        self.responder = Responder(replace(self._parts, first=first))
+        parts = self._parts
+        self.responder = Responder(replace(parts, first=first))
+        self.giveback = GiveBack(self.holdings, self._catalogue, self.host, parts.recorder, self.clock, self.say, first)
         self.use(rules)
 
     def use(self, rules: Sequence[RuleForm]) -> None:

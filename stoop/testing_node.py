@@ -10,7 +10,7 @@ import trio
 
 from stoop.errors import ActFailed, TargetError, TargetGone, TargetRefused
 from stoop.node import CaptureHands, ContainerFacts, ProcessFacts
-from stoop.pods import NOTHING, NamespaceFacts, PodFacts, Source, Told
+from stoop.pods import NOTHING, NamespaceFacts, PodFacts, Source, Told, Upper
 
 SECOND_NS = 1_000_000_000
 
@@ -50,6 +50,11 @@ class FakeHold:
         self._process = process
         self._closed = False
         self.facts = process.facts
+
+    def again(self) -> FakeHold:
+        """The same process, held once more."""
+        self._host.open_holds += 1
+        return FakeHold(self._host, self._held())
 
     def signal(self, signo: int) -> bool:
         """Remember it, and end where the process ends on it."""
@@ -177,6 +182,10 @@ class FakeHost:
         uid = Told(pod_uid, Source.CGROUP) if pod_uid else NOTHING
         return self.pods.get(container_id, PodFacts(container_id, uid=uid, in_pod=bool(pod_uid) or None, why="unknown"))
 
+    def upper_of(self, container: ContainerFacts) -> Upper:
+        """There are no files here."""
+        return Upper(why="its files are not here")
+
     def namespaces_of(self, container: ContainerFacts, process: ProcessFacts | None = None) -> NamespaceFacts:
         """Those of every container here."""
         if not self.container_members(container):
@@ -196,6 +205,12 @@ class FakeHost:
             host_mnt=outside,
             elsewhere=("mnt",) if process is not None and process.mnt_ns != inside else (),
         )
+
+    def pod_containers(self, container: ContainerFacts) -> tuple[str, ...]:
+        """Of the processes that are in a container of the same pod."""
+        facts = [process.facts for process in self.processes.values()]
+        others = [each.container_id for each in facts if container.pod_uid and each.pod_uid == container.pod_uid]
+        return tuple(dict.fromkeys((container.container_id, *others)))
 
     def container_members(self, container: ContainerFacts) -> tuple[int, ...]:
         """Those that live."""

@@ -2,8 +2,9 @@
 
 Pure: bytes in, messages out. Who sends what:
 
-    reflex → helper   Hello · RulesSource · SnapshotReply · Recorded · LogLine
-    helper → reflex   Serving · SnapshotAsk · RulesBegin · RuleReady · RulesEnd · RulesRejected
+    reflex → helper   Hello · RulesSource · SnapshotReply · Recorded · LogLine · PodsWanted · PodsKey · PodsNow
+    helper → reflex   Serving · SnapshotAsk · RulesBegin · RuleReady · RulesEnd · RulesRejected · PodsKeyAsk ·
+                      PodKnown · PodGone · PodsListed · PodsFresh · PodsTrouble
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from stoop.podmeta import PodMeta
 from stoop.record import Record
 
 MAX_FRAME = 64 * 1024 * 1024
@@ -34,6 +36,7 @@ class Hello(Message, frozen=True):
     metrics_port: int
     log_format: str  # text | json
     version: str
+    pods_told: bool = True  # whether something tells labels, annotations and owners: else rules that ask are warned of
 
 
 class RulesSource(Message, frozen=True):
@@ -111,6 +114,61 @@ class RulesRejected(Message, frozen=True):
     warnings: tuple[str, ...] = ()
 
 
+class PodsWanted(Message, frozen=True):
+    """Asks for the metadata of this node's pods from now on: of the API (`watch`) or of the kubelet."""
+
+    source: str  # watch | kubelet
+    server: str  # https://HOST:PORT
+    server_name: str  # what its certificate must bear; "" for HOST
+    node: str
+    interval_s: float
+
+
+class PodsKeyAsk(Message, frozen=True):
+    """Asks for a PodsKey of now: the helper may read neither file."""
+
+
+class PodsKey(Message, frozen=True):
+    """The token to show and the certificates (PEM) to check against. `error`: why they can't be read, else ""."""
+
+    token: bytes
+    authorities: bytes
+    error: str = ""
+
+
+class PodsNow(Message, frozen=True):
+    """An alert is about a pod that is not known: ask now, and not when it is time."""
+
+
+class PodKnown(Message, frozen=True):
+    """A pod is there, or is another than it was."""
+
+    pod: PodMeta
+
+
+class PodGone(Message, frozen=True):
+    """A pod was deleted."""
+
+    uid: str
+
+
+class PodsListed(Message, frozen=True):
+    """All pods of now were told: these. Whatever else is known has gone. `left_out`: more than can be kept."""
+
+    uids: tuple[str, ...]
+    left_out: int = 0
+
+
+class PodsFresh(Message, frozen=True):
+    """What was told is still so: the source has just proven that it would have said otherwise."""
+
+
+class PodsTrouble(Message, frozen=True):
+    """The source can't be asked, and why; "" when it can again."""
+
+    error: str
+
+
 AnyMessage = (
     Hello
     | RulesSource
@@ -123,6 +181,15 @@ AnyMessage = (
     | RuleReady
     | RulesEnd
     | RulesRejected
+    | PodsWanted
+    | PodsKeyAsk
+    | PodsKey
+    | PodsNow
+    | PodKnown
+    | PodGone
+    | PodsListed
+    | PodsFresh
+    | PodsTrouble
 )
 
 _encoder = msgspec.msgpack.Encoder()

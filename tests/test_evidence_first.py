@@ -10,12 +10,17 @@ import pytest
 import trio
 import trio.testing
 
+from stoop.actions.container import freeze
 from stoop.captures import Captured, Still, Wanted
 from stoop.catalogue import CATALOGUE
+from stoop.errors import ActFailed
 from stoop.evidence_first import LATE, NO_HANDS, NOT_WRITTEN, SETTLE_SECONDS, First
-from stoop.node import ContainerFacts, ProcessFacts
+from stoop.giveback import RETRY_SECONDS
+from stoop.node import ContainerFacts, NodeHost, ProcessFacts
 from stoop.rules import ActionForm, MatchForm, RuleForm
-from stoop.testing import Workbench, alert_of
+from stoop.spec import Outcome
+from stoop.testing import FakeClock, Workbench, alert_of
+from stoop.testing_node import SECOND_NS
 from tests.responding import balanced
 
 CONTAINER = "c0ffee" * 10 + "0000"
@@ -180,3 +185,52 @@ async def test_who_waits(rule_says: bool | None, config_says: bool, waits: bool,
     assert (bench.host.processes[40].signals == [9]) is not waits
     await trio.testing.wait_all_tasks_blocked()
     assert bool(hands.asked) is waits
+
+
+# ---------------------------------------------------------------- the end of a hold
+
+
+class TrioClock(FakeClock):
+    """CLOCK_MONOTONIC goes with trio's, which jumps to whatever is waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._begun = trio.current_time()
+
+    def mono_ns(self) -> int:
+        return self.mono + int((trio.current_time() - self._begun) * SECOND_NS)
+
+
+async def test_an_end_that_fails_is_tried_again_and_evidence_taken_once(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    failures = [ActFailed("no")]
+
+    async def at_end(host: NodeHost, state: dict[str, Any]) -> Outcome:
+        if failures:
+            raise failures.pop()
+        return await freeze.at_end(host, state)
+
+    parameters = {"ttl": "1m", "then": "kill"}
+    step = ActionForm("freeze", "container:freeze", continue_=True, parameters=parameters)
+    rule = msgspec.structs.replace(RULE, actions=(step,), evidence_first=True)
+    action = msgspec.structs.replace(freeze.ACTION, at_end=at_end)
+    bench = Workbench([action], [rule], clock=TrioClock())
+    bench.evidence_first(First(deadline_s=0.5), [rule])
+    bench.host.capture = hands = Hands()
+    bench.host.add_in_container(40, CONTAINER)
+    await nursery.start(bench.responder.serve)
+    await nursery.start(bench.giveback.serve)
+    bench.accept(alert_of(proc_pid=40, container_id=CONTAINER[:12]))
+    await bench.responder.idle()
+    (held,) = bench.holdings.table
+    assert held.evidence_first
+    await trio.sleep(60 + 0.5 + SETTLE_SECONDS + RETRY_SECONDS[0] + 1)
+    first, failed, ended = bench.ledger.records
+    assert [pids for _, pids, _ in hands.asked] == [[]]
+    assert hands.asked[0][0].about.act == failed.act == ended.act
+    assert [str(record.verdict) for record in (first, failed, ended)] == ["done", "failed", "done"]
+    assert failed.details["evidence"] == {"taken": False, "reason": LATE, "late": True, "waited_ms": 500.0}
+    assert ended.amends
+    assert bench.host.processes[40].signals == []
+    assert bench.host.processes[40].exited.is_set()

@@ -8,8 +8,9 @@ cgroup: what lies around of an earlier one proves nothing.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -58,16 +59,22 @@ class Names(NamedTuple):
 
 
 class Bundle(NamedTuple):
-    """A runtime's files of a container that were read and proven."""
+    """A runtime's files of a container that were read and proven. `rootfs`: where its root is mounted, "" if unsaid."""
 
     names: Names
     init_pid: int
+    rootfs: str = ""
+
+
+class _Root(msgspec.Struct):
+    path: str = ""
 
 
 class _Config(msgspec.Struct):
     """Of an OCI config.json: all else is skipped unread."""
 
     annotations: dict[str, str] = {}
+    root: _Root | None = None
 
 
 class _DockerInner(msgspec.Struct):
@@ -168,8 +175,15 @@ class Bundles:
 
     def read(self, container_id: str) -> Bundle | str:
         """What the runtime says of the container with this full id, or why that can't be told."""
+        return self._read(container_id, (self._kubernetes, self._storage, self._docker, self._others))
+
+    def oci(self, container_id: str) -> Bundle | str:
+        """The same by OCI bundles only: Docker's own file names its containers, but not where their roots are."""
+        return self._read(container_id, (self._kubernetes, self._storage, self._others))
+
+    def _read(self, container_id: str, places: Iterable[Callable[[str], Bundle | None]]) -> Bundle | str:
         try:
-            for look in (self._kubernetes, self._storage, self._docker, self._others):
+            for look in places:
                 found = look(container_id)
                 if found is not None:
                     return self._proven(found, container_id)
@@ -214,7 +228,8 @@ class Bundles:
         if data is None:
             return None
         pid = self._file(pid_file, MAX_PID_FILE)
-        return Bundle(of_annotations(_config.decode(data).annotations), _number(pid))
+        config = _config.decode(data)
+        return Bundle(of_annotations(config.annotations), _number(pid), _rootfs(directory, config.root))
 
     def _docker(self, container_id: str) -> Bundle | None:
         data = self._file(f"/var/lib/docker/containers/{container_id}/config.v2.json", MAX_CONFIG)
@@ -231,6 +246,11 @@ class Bundles:
             return rootfile.read(self._root + path, limit, self._owner)
         except FileNotFoundError:
             return None
+
+
+def _rootfs(directory: str, root: _Root | None) -> str:
+    """A path that is not absolute counts from the bundle (OCI config.md, "Root")."""
+    return os.path.normpath(os.path.join(directory, root.path)) if root is not None and root.path else ""
 
 
 def _number(data: bytes | None) -> int:

@@ -89,7 +89,9 @@ class Containers:
         )
 
     def _known(self, container_id: str) -> _Place | None:
-        full = [known for known in self._seen if known.startswith(container_id)]
+        full = [container_id]  # as a process that is held tells it
+        if container_id not in self._seen:
+            full = [known for known in self._seen if known.startswith(container_id)]
         if len(full) != 1:
             return None
         seen = self._seen[full[0]]
@@ -204,15 +206,13 @@ class Containers:
 
         Raises TargetGone (no cgroup any more), TargetRefused (the agent's own cgroup or one above it), ActFailed.
         """
-        self._refuse_own(container, self.members(container))
         v2, freezer = container.cgroup_v2, container.cgroup_freezer
         if not (v2 or freezer):
             raise TargetGone("it has no cgroup any more")
-        killed: set[int] = set()
-        if v2:
-            killed = self._members(v2)
-            if not self._cgroups.kill(v2):
-                self._sweep(container, v2, self._cgroups.freeze_v2, set())
+        killed = self._members(v2)
+        self._refuse_own(container, killed | self._members(freezer))
+        if v2 and not self._cgroups.kill(v2):
+            self._sweep(container, v2, self._cgroups.freeze_v2, set())
         if freezer:
             self._sweep(container, freezer, self._cgroups.freeze_v1, killed)
 

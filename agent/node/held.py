@@ -10,7 +10,7 @@ import trio
 
 from agent.node.pidfd import has_pidfs, hint, open_pidfd, pidfd_ready
 from agent.node.procfs import Procfs
-from stoop.errors import ActFailed
+from stoop.errors import ActFailed, TargetRefused
 from stoop.node import ProcessFacts
 
 __all__ = ["LinuxHeld", "has_pidfs", "hint", "open_pidfd", "pidfd_ready"]
@@ -34,6 +34,13 @@ class LinuxHeld:
     def fileno(self) -> int:
         """The pidfd, which stays ours: for handing it to a worker."""
         return self._fd
+
+    def again(self) -> LinuxHeld:
+        """The same process with the same facts, held once more. Raises TargetRefused without a free descriptor."""
+        try:
+            return LinuxHeld(os.dup(self._fd), self._facts, self._procfs)
+        except OSError as error:
+            raise TargetRefused(f"pid {self._facts.pid} can't be held: {error.strerror}{hint(error)}") from error
 
     def signal(self, signo: int) -> bool:
         """Send a signal through the pidfd; False when it has exited already. Raises ActFailed when not permitted."""

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Callable, Iterator
+
+import trio
 
 from agent.node.bundles import Bundles
-from agent.node.cgroup import Cgroups
+from agent.node.cgroup import Cgroups, Found
+from agent.node.container_index import Heard
 from agent.node.containers import Containers
 from agent.node.disks import block_devices
 from agent.node.facts import EXITED, Facts
@@ -19,15 +23,19 @@ from agent.node.pods import Pods
 from agent.node.procfs import Procfs
 from agent.node.session import entry_of
 from agent.node.taskstats import Taskstats
+from agent.node.uppers import Uppers
 from stoop.errors import ActFailed, TargetError, TargetGone, TargetRefused
 from stoop.node import CaptureHands, ContainerFacts, NetworkHands, ProcessFacts
-from stoop.pods import NamespaceFacts, PodFacts
+from stoop.pods import NamespaceFacts, PodFacts, Upper
 
 PID_MAX = 4_194_304
 """The largest pid of a 64-bit machine (PID_MAX_LIMIT of the kernel)."""
 
 MAX_DESCENDANTS = 4096
 """Descendants listed at most: some 10 µs each."""
+
+MAX_NEW = 512
+"""Containers that came (at the start: all) whose pods are looked up before anybody asks, 0.2 ms each."""
 
 _CONTAINER_ID = re.compile(r"[0-9a-f]{12,64}")
 
@@ -47,9 +55,15 @@ class LinuxHost:
         self._pauses = Pauses(self._containers)
         self._taskstats = Taskstats()
         self._facts = Facts(self._procfs, self._taskstats)
-        self._pods = Pods(Bundles(self._procfs, root), KubeletLogs(root), time.monotonic_ns)
+        bundles = Bundles(self._procfs, root)
+        self._pods = Pods(bundles, KubeletLogs(root), time.monotonic_ns)
+        self._uppers = Uppers(bundles, self._procfs, reference_pid, root)
+        self._new: list[Found] = []
+        self._heard: Heard | None = None
+        self._containers.index.heard = self._hear
         self.network: NetworkHands | None = None
         self.capture: CaptureHands | None = None
+        self.join_pod: Callable[[PodFacts], PodFacts] | None = None  # adds what is known of it beyond the node
         self._namespaces = Namespaces(self._procfs, self._containers.index, reference_pid)
 
     @property
@@ -73,8 +87,9 @@ class LinuxHost:
 
     async def follow(self) -> None:
         """Keep the index of containers up to date as they come and go, until cancelled. Without it, each question
-        about a container reads first what has happened since the last one."""
-        await self._containers.index.follow()
+        about a container reads first what has happened since the last one. What names a new one's pod is read then, so
+        that its first alert finds it read."""
+        await self._containers.index.follow(self._expect)
 
     # ------------------------------------------------------------ processes
 
@@ -108,7 +123,7 @@ class LinuxHost:
 
         They do not agree on a machine that was suspended since: the kernel counts the age without that time.
         """
-        born = self._taskstats.born(facts.pid)
+        born = self._taskstats.born(facts.pid, tight=True)
         latest = facts.start_ns + facts.start_slack_ns
         if born is None or born.start_ns + born.slack_ns < facts.start_ns or born.start_ns > latest:
             return facts.start_ns, facts.start_slack_ns
@@ -153,7 +168,37 @@ class LinuxHost:
 
         Files are read at the first question about a container (`Pods`); where the runtime's are not seen, every 10 s.
         """
-        return self._pods.of(container_id, pod_uid)
+        facts = self._pods.of(container_id, pod_uid)
+        return facts if self.join_pod is None else self.join_pod(facts)
+
+    def upper_of(self, container: ContainerFacts) -> Upper:
+        """As `Uppers.of`."""
+        return self._uppers.of(container.container_id)
+
+    def pod_now(self, container_id: str, pod_uid: str) -> PodFacts:
+        """As `pod_of`, looked at anew; only what the runtime's own files tell is remembered."""
+        return self._pods.now(container_id, pod_uid)
+
+    def containers(self) -> Iterator[Found]:
+        """Each container's cgroup of now. Raises TargetRefused where there are too many to look through."""
+        return self._containers.index.every()
+
+    def hear_of_containers(self, heard: Heard | None) -> None:
+        """Be told of each new container's cgroup, as `ContainerIndex.heard`; None to be told no more."""
+        self._heard = heard
+
+    def _hear(self, found: Found) -> None:
+        if len(self._new) < MAX_NEW:
+            self._new.append(found)
+        if self._heard is not None:
+            self._heard(found)
+
+    async def _expect(self) -> None:
+        """Read what names the pods of those that came, while nobody waits for it."""
+        new, self._new = self._new, []
+        for found in new:
+            self._pods.expect(found.container_id, found.pod_uid)
+            await trio.lowlevel.checkpoint()
 
     def namespaces_of(self, container: ContainerFacts, process: ProcessFacts | None = None) -> NamespaceFacts:
         """Of a container and its pod's sandbox; where this process sits elsewhere. Raises TargetGone, TargetRefused."""
@@ -169,6 +214,15 @@ class LinuxHost:
         if sandbox is not None and sandbox.pod_uid != container.pod_uid:
             raise TargetRefused(f"sandbox {sandbox_id[:12]} is of pod {sandbox.pod_uid}, not of {container.pod_uid}")
         return self._namespaces.of(container, sandbox, process)
+
+    def pod_containers(self, container: ContainerFacts) -> tuple[str, ...]:
+        """Ids of the containers of the same pod that are there now, its own first; its own alone in no pod."""
+        others = [
+            found.container_id
+            for found in self._containers.index.every()
+            if container.pod_uid and found.pod_uid == container.pod_uid
+        ]
+        return tuple(dict.fromkeys((container.container_id, *others)))
 
     def container_members(self, container: ContainerFacts) -> tuple[int, ...]:
         """Pids in the container's cgroups and below, read now."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
+import msgspec
+
 from agent.node.bundles import Bundle, Bundles, Names
 from agent.node.kubelet import KubeletLogs
 from stoop.pods import NOTHING, PodFacts, Source, Told
@@ -14,6 +16,10 @@ MAX_REMEMBERED = 1024
 
 WEAK_NS = 10_000_000_000
 """What the runtime's own files did not tell is asked again after this time: they may be seen by then."""
+
+
+EXPECTED_NS = 1_000_000_000
+"""The same, where nobody asked yet: the container has just come, and the rest of its files may be written by then."""
 
 
 class Pods:
@@ -32,8 +38,24 @@ class Pods:
         if known is not None and (not known[1] or self._mono_ns() < known[1]):
             self._known.move_to_end(key)
             return known[0]
+        return self._remember(key, self._look(container_id, pod_uid), WEAK_NS)
+
+    def expect(self, container_id: str, pod_uid: str) -> None:
+        """Somebody may ask about this container soon: look now, when nobody waits for it."""
+        key = (container_id, pod_uid)
+        if key not in self._known:
+            self._remember(key, self._look(container_id, pod_uid), EXPECTED_NS)
+
+    def now(self, container_id: str, pod_uid: str) -> PodFacts:
+        """The same, looked at anew. What is not the runtime's own word is not remembered: for a container that is just
+        being started, whose files may come any moment."""
+        key = (container_id, pod_uid)
         facts = self._look(container_id, pod_uid)
-        self._known[key] = facts, self._mono_ns() + WEAK_NS if facts.why else 0
+        return facts if facts.why else self._remember(key, facts, WEAK_NS)
+
+    def _remember(self, key: tuple[str, str], facts: PodFacts, weak_ns: int) -> PodFacts:
+        self._known[key] = facts, self._mono_ns() + weak_ns if facts.why else 0
+        self._known.move_to_end(key)
         if len(self._known) > MAX_REMEMBERED:
             self._known.popitem(last=False)
         return facts
@@ -43,7 +65,8 @@ class Pods:
         if isinstance(bundle, Bundle):
             told = bundle.names.uid
             if not (told and pod_uid and told != pod_uid):
-                return _of_bundle(container_id, pod_uid, bundle.names)
+                facts = _of_bundle(container_id, pod_uid, bundle.names)
+                return msgspec.structs.replace(facts, init_pid=bundle.init_pid)
             bundle = f"the runtime says pod {told}, the cgroup pod {pod_uid}"
         names = self._logs.read(container_id, pod_uid)
         return _facts(container_id, pod_uid, names, Source.KUBELET, why=bundle)

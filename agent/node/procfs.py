@@ -24,6 +24,9 @@ MAX_THREADS = 4096
 CACHED_CGROUPS = 1024
 """Contents of /proc/PID/cgroup whose meaning is remembered: one a container and service, about 1 KiB each."""
 
+PARSED_CGROUPS = 64
+"""Contents of /proc/PID/cgroup whose lines are remembered: the agent's own is asked for at each act on a container."""
+
 _LINKS_OF_ONE = 3
 
 _CHUNK = 16384
@@ -107,6 +110,7 @@ def _line(data: bytes, mark: bytes) -> bytes:
     return data[begin : data.find(b"\n", begin)]
 
 
+@lru_cache(maxsize=PARSED_CGROUPS)
 def parse_cgroups(data: bytes) -> tuple[tuple[str, str], ...]:
     """Parse /proc/PID/cgroup into (controllers, path); the controllers of v2 are ""."""
     lines = (line.split(":", 2) for line in text(data).splitlines())

@@ -46,7 +46,7 @@ def read(teller: Teller, job: LogJob, fds: tuple[int, ...]) -> None:
         return
     pod = _open_pod(job)
     try:
-        for container in job.containers or _containers(pod):
+        for container in _order(job, pod):
             tail, files = _one(teller, job, pod, container)
             if tail.size:
                 about = {"container": container, "files": files, "lines": tail.lines}
@@ -72,6 +72,12 @@ def _open_pod(job: LogJob) -> int:
         raise ActFailed(f"{job.directory}/{job.pod}: {error.strerror}") from error
     finally:
         os.close(top)
+
+
+def _order(job: LogJob, pod: int) -> list[str]:
+    """Which containers are tried, in which order."""
+    others = _containers(pod) if job.others or not job.containers else []
+    return [*job.containers, *(name for name in others if name not in job.containers)]
 
 
 def _containers(pod: int) -> list[str]:

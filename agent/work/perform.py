@@ -13,14 +13,16 @@ from agent.jobs import (
     KeepFileJob,
     LogJob,
     MemoryJob,
+    ProbeJob,
     Result,
     SnapshotJob,
+    SyscallsJob,
     TidyJob,
     TrafficJob,
     encode,
 )
-from agent.work import deliver, download, log, memory, quarantine, scribe, snapshot, traffic
-from stoop.errors import StoopError
+from agent.work import deliver, download, log, memory, quarantine, scribe, snapshot, syscalls, traffic
+from stoop.errors import StoopError, TargetGone, TargetRefused
 from stoop.evidence.store import Store
 
 MAX_NOTES = 100
@@ -48,6 +50,8 @@ PERFORM: dict[type[AnyJob], Perform] = {
     KeepFileJob: _bundled(quarantine.read),
     AsideJob: quarantine.perform,
     DeliverJob: deliver.perform,
+    SyscallsJob: _bundled(syscalls.read),
+    ProbeJob: syscalls.probe,
     TidyJob: _tidy,
 }
 """Each kind of job: how it is done."""
@@ -58,5 +62,6 @@ def perform(job: AnyJob, sock: socket.socket, deadline: float, fds: tuple[int, .
     try:
         result = PERFORM[type(job)](job, sock, deadline, fds)
     except StoopError as error:
-        result = Result(False, str(error))
+        refused, gone = isinstance(error, TargetRefused), isinstance(error, TargetGone)
+        result = Result(False, str(error), refused=refused, gone=gone)
     sock.send(encode(result))

@@ -30,13 +30,15 @@ from agent.jobs import (
     Progress,
     Result,
     SnapshotJob,
+    SyscallsJob,
     TrafficJob,
     encode,
 )
 from agent.node.procfs import parse_stat
 from agent.work.aside import Step, tie_to_parent
-from agent.work.telling import Begin, Done, End, Gap, Lack, Listener, Phase, Piece, Teller, Whole
-from stoop.errors import ActFailed, StoopError
+from agent.work.telling import Begin, Done, End, Gap, Lack, Listener, No, Phase, Piece, Teller, Whole
+from stoop.errors import ActFailed, StoopError, TargetError, TargetGone, TargetRefused
+from stoop.evidence.draft import JOIN_SECONDS
 from stoop.evidence.store import Draft, Store
 from stoop.evidence.writing import PartWriter
 
@@ -69,7 +71,7 @@ its pages, nor need minutes at its end."""
 _F_SETPIPE_SZ = 1031
 # include/uapi/linux/fcntl.h
 
-ONE_THING = (LogJob, DownloadJob, TrafficJob, KeepFileJob)
+ONE_THING = (LogJob, DownloadJob, TrafficJob, KeepFileJob, SyscallsJob)
 """Jobs that are asked for one thing: without it there is no bundle, and the job has failed."""
 
 MAX_REASONS = 3
@@ -85,18 +87,21 @@ def perform(read: Read, job: AnyJob, sock: socket.socket, deadline: float, fds: 
     if not isinstance(job, SnapshotJob):  # of which the target may stand still in the beginning
         os.nice(NICE)
     reserve = min(max(RESERVE_SECONDS, (deadline - begun) / 10), RESERVE_MOST_SECONDS)
-    with Store(job.store, job.limits) as store, store.draft() as draft:
+    with Store(job.store, job.limits) as store, store.draft(job.origin) as draft:
         scribe = _Scribe(read, job, sock, fds, draft)
         scribe.gather(min(deadline - reserve, begun + job.read_s if job.read_s else deadline))
         read_s = time.monotonic() - begun
         _tell(sock, Progress(READ))
         parts = draft.writer.parts
         if isinstance(job, ONE_THING) and not parts:
+            if scribe.no is not None:
+                raise scribe.no
             raise ActFailed("; ".join(f"{lack.what}: {lack.why}" for lack in draft.writer.missing[:MAX_REASONS]))
         notes = scribe.notes | {"read_ms": round(read_s * 1000, 1)}
         if scribe.hung:
             notes["hung"] = sorted(scribe.hung)
-        kept = draft.commit(job.origin, job.target, notes)
+        join_s = min(JOIN_SECONDS, max(0.0, deadline - time.monotonic()) / 2)
+        kept = draft.commit(job.origin, job.target, notes, join_s)
     details: dict[str, Any] = {
         "bundle": kept.bundle,
         "bytes": kept.bytes,
@@ -105,10 +110,14 @@ def perform(read: Read, job: AnyJob, sock: socket.socket, deadline: float, fds: 
         "missing": kept.missing,
         "store": store.holds,
     }
+    told = {"folder": draft.writer.folder, "apart": kept.apart}
+    details |= {name: value for name, value in told.items() if value}
     if isinstance(job, KeepFileJob):
         if kept.missing:
             return Result(False, "the file could not be kept whole; nothing was changed", details)
         details |= {"file": parts[0].about["file"], "sha256": parts[0].sha256}
+    if scribe.text:
+        details["text"] = scribe.text
     return Result(True, details=details | ({"hung": sorted(scribe.hung)} if scribe.hung else {}))
 
 
@@ -133,6 +142,8 @@ class _Scribe:
         self._done = False
         self.hung: set[str] = set()
         self.notes: dict[str, Any] = {}
+        self.no: TargetError | None = None
+        self.text = b""
 
     def gather(self, deadline: float) -> None:
         """Have the target read until all is there, the deadline, or the last reader."""
@@ -192,9 +203,13 @@ class _Scribe:
         try:
             tie_to_parent(parent)
             self._sock.close()
-            told = frozenset(part.name for part in self._writer.parts)
-            teller = Teller(fd, self._step, told, frozenset(self.hung))
+            teller = Teller(fd, self._step, self._writer.told, frozenset(self.hung))
             self._read(teller, self._job, self._fds)
+            teller.done()
+            code = 0
+        except TargetError as error:
+            teller.lacks("the target", error.reason)
+            teller.no(error.reason, isinstance(error, TargetGone))
             teller.done()
             code = 0
         except StoopError as error:
@@ -231,6 +246,8 @@ class _Scribe:
         match frame:
             case Whole(name, data, about):
                 self._writer.add(name, data, about)
+                if isinstance(self._job, LogJob) and self._job.tell:
+                    self.text = data[-self._job.tell :]
             case Begin(name, size, about):
                 self._part = self._writer.begin(name, size, about)
             case Piece(data) if self._part is not None:
@@ -250,6 +267,8 @@ class _Scribe:
                 if name == VOLATILE and isinstance(self._job, SnapshotJob):
                     os.nice(NICE)
                 _tell(self._sock, Progress(name))
+            case No(why, gone):
+                self.no = TargetGone(why) if gone else TargetRefused(why)
             case Done(notes):
                 self.notes |= notes
                 self._done = True

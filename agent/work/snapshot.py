@@ -25,6 +25,7 @@ from agent.work.overlay import Changes, Mount, parse_mountinfo, upper_of
 from agent.work.process import volatile
 from agent.work.sockets import TABLES, sockets
 from agent.work.telling import Teller
+from agent.work.unixpeers import MAX_CONNECTED, NONE_CONNECTED, Connected, connected, names_of_node
 from stoop.errors import TargetGone
 
 MAX_EXECUTABLES = 64
@@ -62,9 +63,10 @@ class Executable:
 
 @dataclass(slots=True)
 class Network:
-    """A network namespace: its tables, and who of the targets has which socket in it."""
+    """A network namespace: its tables, which unix sockets are connected, who of the targets has which socket in it."""
 
     tables: dict[str, bytes] = field(default_factory=dict)
+    unix: Connected = NONE_CONNECTED
     holders: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
 
 
@@ -138,7 +140,23 @@ class _Snapshot:
                 self._teller.lacks(f"{table} sockets of {name}", f"cut after {limit} bytes")
             network.tables[table] = data
             self._tables_left -= len(data)
+        network.unix = self._connected(held, name)
         return network
+
+    def _connected(self, held: Process, name: str) -> Connected:
+        what = f"peers of unix sockets of {name}"
+        try:
+            namespace = os.open("ns/net", os.O_RDONLY | os.O_CLOEXEC, dir_fd=held.directory)
+            try:
+                found = connected(namespace)
+            finally:
+                os.close(namespace)
+        except OSError as error:
+            self._teller.lacks(what, str(error.strerror))
+            return NONE_CONNECTED
+        if found.cut:
+            self._teller.lacks(what, f"more than {MAX_CONNECTED} are connected")
+        return found
 
     def _executable(self, held: Process, path: str) -> None:
         if not self._teller.may(f"{held.pid}/exe"):
@@ -195,9 +213,20 @@ class _Snapshot:
     def _sockets(self) -> None:
         told: list[dict[str, Any]] = []
         for name, network in self._networks.items():
-            found = sockets(network.tables, network.holders)
+            found = sockets(network.tables, network.holders, network.unix.peers, self._peer_names(network))
             told.append({"network": name, "sockets": found})
         self._teller.whole("sockets.json", msgspec.json.encode(told))
+
+    def _peer_names(self, network: Network) -> dict[int, str]:
+        """Names of the other ends; the node is asked for those of its own if there can be one."""
+        unix = network.unix
+        if all(peer in unix.peers for inode, peer in unix.peers.items() if inode in network.holders):
+            return unix.names
+        try:
+            return names_of_node() | unix.names
+        except OSError as error:
+            self._teller.lacks("names of the node's unix sockets", str(error.strerror))
+            return unix.names
 
     def _log(self, tail: LogTail) -> None:
         """The end of the log. A pod may have put something else there: only a regular file with one name counts."""

@@ -1,4 +1,4 @@
-"""/proc/PID/net/{tcp,tcp6,udp,udp6,unix} (proc(5)): who talks to whom. Pure."""
+"""/proc/PID/net/{tcp,tcp6,udp,udp6,unix} (proc(5)) and the other ends of unix sockets: who talks to whom. Pure."""
 
 from __future__ import annotations
 
@@ -32,10 +32,16 @@ _LISTENING = 0x10000
 # __SO_ACCEPTCON in the flags of a unix socket.
 
 
-def sockets(tables: Mapping[str, bytes], holders: Mapping[int, list[tuple[int, int]]]) -> list[dict[str, Any]]:
+def sockets(
+    tables: Mapping[str, bytes],
+    holders: Mapping[int, list[tuple[int, int]]],
+    unix_peers: Mapping[int, int],
+    unix_names: Mapping[int, str],
+) -> list[dict[str, Any]]:
     """The sockets that `holders` (inode → (pid, descriptor)) has, of one network namespace.
 
-    Where the other end is one of the namespace's own, `peer` is its inode, with `peer_held_by` if it is held too.
+    `peer` is the inode of the other end, with `peer_held_by` if it is held too: of TCP and UDP where it is one of the
+    namespace's own, of unix sockets wherever it is (`unix_peers`). `peer_path`: its name (`unix_names`).
     """
     found = []
     for kind in TABLES[:4]:
@@ -54,7 +60,15 @@ def sockets(tables: Mapping[str, bytes], holders: Mapping[int, list[tuple[int, i
                 if peer in holders:
                     row["peer_held_by"] = holders[peer]
             found.append(row)
-    found += _unix(tables.get("unix", b"").split(b"\n")[1:], holders)
+    for row in _unix(tables.get("unix", b"").split(b"\n")[1:], holders):
+        peer = unix_peers.get(row["inode"], 0)
+        if peer:
+            row["peer"] = peer
+            if peer in holders:
+                row["peer_held_by"] = holders[peer]
+            if peer in unix_names:
+                row["peer_path"] = unix_names[peer]
+        found.append(row)
     for row in found:
         row["held_by"] = holders[row["inode"]]
     return found

@@ -78,7 +78,14 @@ class Done(Frame, frozen=True):
     notes: dict[str, Any]
 
 
-AnyFrame = Whole | Begin | Piece | Gap | End | Lack | Phase | Done
+class No(Frame, frozen=True):
+    """Nothing can be read: because of what the target is, or because it has `gone`. Done follows."""
+
+    why: str
+    gone: bool
+
+
+AnyFrame = Whole | Begin | Piece | Gap | End | Lack | Phase | Done | No
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(AnyFrame)
@@ -129,6 +136,10 @@ class Teller:
     def lacks(self, what: str, why: str) -> None:
         """Something is missing or cut. `what` may be a target's text."""
         self._send(Lack(what, why))
+
+    def no(self, why: str, gone: bool) -> None:
+        """Nothing can be read of this target."""
+        self._send(No(why, gone))
 
     def phase(self, name: str) -> None:
         """All of this phase was read."""

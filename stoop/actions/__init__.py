@@ -9,6 +9,7 @@ from stoop.actions.container import freeze as container_freeze
 from stoop.actions.container import kill as container_kill
 from stoop.actions.container import limit as container_limit
 from stoop.actions.evidence import memory as evidence_memory
+from stoop.actions.evidence import pcap as evidence_pcap
 from stoop.actions.evidence import snapshot as evidence_snapshot
 from stoop.actions.gcp import function as gcp_function
 from stoop.actions.kubernetes import annotation as kubernetes_annotation
@@ -40,6 +41,7 @@ ACTIONS: tuple[Action, ...] = (
     container_limit.ACTION,
     evidence_snapshot.ACTION,
     evidence_memory.ACTION,
+    evidence_pcap.ACTION,
     network_isolate.ACTION,
     network_block.ACTION,
     kubernetes_terminate.ACTION,

@@ -17,7 +17,7 @@ from stoop.cli.screen import err, json_line, out, plain, target_name
 from stoop.cli.sent import deliveries, line_of
 from stoop.errors import ActFailed, UserError
 from stoop.evidence import manifest as manifests
-from stoop.evidence.chain import check_chain
+from stoop.evidence.chain import check_chain, let_go
 from stoop.evidence.extract import extract
 from stoop.evidence.manifest import SUFFIX, Manifest
 from stoop.evidence.reading import BundleError, BundleReader
@@ -95,6 +95,9 @@ def verify(
         for finding in check_chain(store):
             _finding(finding)
             wrong += 1
+        gone = let_go(store)
+        if gone:
+            out().print(gone)
         for name in store.bundles():
             with contextlib.suppress(BundleError, FileNotFoundError), store.reading(name) as reader:
                 wrong += _verify(reader)
@@ -113,29 +116,46 @@ def extract_parts(
 ) -> int:
     """Take parts out of a bundle into a new folder, and verify them on the way.
 
-    The manifest comes along.
+    The manifest comes along. Where a run has several bundles, each has a folder below.
     """
     wanted = _wanted(parts or [])
+    wrong = 0
     with _chosen(config, bundle) as readers:
-        if len(readers) > 1:
-            raise UserError(f"{len(readers)} bundles are of run {bundle}", hint="name one of them")
-        reader = readers[0]
-        if not any(wanted(part) for part in reader.manifest.parts):
-            raise UserError("no such part", where=reader.manifest.bundle, hint="`stoop evidence show` lists them")
-        where = to if to is not None else reader.manifest.bundle
-        if to is None and not manifests.sequence_of(where):
-            raise UserError("its name can't be a folder's", hint="say --to DIR")
-        try:
-            count, wrong = extract(reader, where, wanted)
-        except BundleError as error:
-            _finding(f"{reader.manifest.bundle}: {error}")
-            return FINDINGS
-        except OSError as error:
-            raise UserError(f"can't be extracted: {error.strerror}", where=where) from error
+        chosen = [reader for reader in readers if any(wanted(part) for part in reader.manifest.parts)]
+        if not chosen:
+            raise UserError("no such part", where=bundle, hint="`stoop evidence show` lists them")
+        for reader in chosen:
+            name = reader.manifest.bundle
+            if not manifests.sequence_of(name) and (to is None or len(readers) > 1):
+                raise UserError("its name can't be a folder's", hint="say --to DIR")
+            # Several are of one run when they could not be one: each into a folder of its own.
+            where = name if to is None else to if len(readers) == 1 else os.path.join(to, name)
+            if len(readers) > 1 and to is not None:
+                _make_folder(to)
+            wrong += _extract(reader, where, wanted)
+    return FINDINGS if wrong else FINE
+
+
+def _make_folder(path: str) -> None:
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"can't be made: {error.strerror}", where=path) from error
+
+
+def _extract(reader: BundleReader, where: str, wanted: Callable[[manifests.Part], bool]) -> int:
+    """Extract from one and say so. How many findings."""
+    try:
+        count, wrong = extract(reader, where, wanted)
+    except BundleError as error:
+        _finding(f"{reader.manifest.bundle}: {error}")
+        return 1
+    except OSError as error:
+        raise UserError(f"can't be extracted: {error.strerror}", where=where) from error
     for finding in wrong:
         _finding(finding)
     out().print(f"{count} parts are in {plain(where)}")
-    return FINDINGS if wrong else FINE
+    return len(wrong)
 
 
 # ---------------------------------------------------------------- which ones
@@ -222,15 +242,18 @@ def _verify(reader: BundleReader) -> int:
 
 
 def _show_line(found: Manifest, size: int, as_json: bool, sent: list[dict[str, Any]]) -> None:
-    origin = found.origin
+    origin, captures = found.origin, found.captures
+    lacking = sum(each.missing_count for each in captures)
     if as_json:
         told = msgspec.to_builtins(origin) | {"target": found.target, "parts": len(found.parts)}
+        acts = [{"act": each.origin.act, "actionner": each.origin.actionner} for each in captures]
         told["deliveries"] = sent
-        json_line({"bundle": found.bundle, "bytes": size, "missing": found.missing_count} | told)
+        json_line({"bundle": found.bundle, "bytes": size, "missing": lacking, "captures": acts} | told)
         return
-    missing = f" · {found.missing_count} missing" if found.missing_count else ""
+    missing = f" · {lacking} missing" if lacking else ""
     whom = plain(target_name(found.target))
-    said = f"{plain(origin.rule)} · {plain(origin.actionner)} · {whom} · {len(found.parts)} parts"
+    actionners = ", ".join(plain(each.origin.actionner) for each in captures)
+    said = f"{plain(origin.rule)} · {actionners} · {whom} · {len(found.parts)} parts"
     out().print(f"{plain(found.bundle)}  {said} · {_size(size)}{missing}{plain(line_of(sent))}")
 
 
@@ -238,23 +261,37 @@ def _show_whole(reader: BundleReader) -> None:
     found, origin = reader.manifest, reader.manifest.origin
     rows: list[tuple[str, Any]] = [
         ("bundle", f"{found.bundle} ({_size(reader.size)})"),
-        ("taken", f"{_when(found.begun_ns)}, in {(found.ended_ns - found.begun_ns) / 1e6:.0f} ms"),
         ("node", origin.node),
         ("rule", origin.rule),
-        ("action", f"{origin.action} ({origin.actionner})"),
-        ("target", target_name(found.target)),
         ("run", origin.run),
         ("alert", origin.alert),
+        ("place", found.sequence),
         ("before it", found.previous or "nothing: it is the first"),
         ("SHA-256", manifests.digest(reader.raw_manifest)),
     ]
-    rows += [(name, value) for name, value in found.notes.items()]
+    rows += [("replaces", f"place {link.sequence}, {link.manifest}") for link in found.replaces]
+    _show_rows(rows)
+    shown: set[str] = set()  # two captures of one act (evidence first, and what the act kept) have one folder
+    for capture in found.captures:
+        rows = [
+            ("action", f"{capture.origin.action} ({capture.origin.actionner})"),
+            ("act", capture.origin.act),
+            ("target", target_name(capture.target)),
+            ("taken", f"{_when(capture.begun_ns)}, in {(capture.ended_ns - capture.begun_ns) / 1e6:.0f} ms"),
+        ]
+        rows += list(capture.notes.items())
+        _show_rows(rows)
+        for part in found.parts_of(capture):
+            if part.name not in shown:
+                out().print(f"  {part.size:>12}  {part.sha256[:16]}  {plain(part.name)}")
+                shown.add(part.name)
+        for missing in capture.missing:
+            out().print(f"  missing: {plain(missing.what)}: {plain(missing.why)}")
+
+
+def _show_rows(rows: list[tuple[str, Any]]) -> None:
     for name, value in rows:
         out().print(f"{plain(name):<12} {plain(value)}")
-    for part in found.parts:
-        out().print(f"  {part.size:>12}  {part.sha256[:16]}  {plain(part.name)}")
-    for missing in found.missing:
-        out().print(f"  missing: {plain(missing.what)}: {plain(missing.why)}")
 
 
 def _when(at_ns: int) -> str:

@@ -67,11 +67,12 @@ def history(  # noqa: PLR0913 - a command's flags are its parameters
     raise UserError("the agent ended", hint="`stoop history` without -f reads its journal")
 
 
-def _key(record: dict[str, Any]) -> tuple[Any, Any]:
-    return record.get("act"), record.get("amended")
+def _key(record: dict[str, Any]) -> tuple[Any, Any, Any]:
+    details = record.get("details") or {}
+    return record.get("act"), record.get("amended"), details.get("restarted_as")
 
 
-def _show_past(state_dir: str, as_json: bool, **asked: Any) -> set[tuple[Any, Any]]:
+def _show_past(state_dir: str, as_json: bool, **asked: Any) -> set[tuple[Any, Any, Any]]:
     """Show what the journal holds; which records it was."""
     # Only who asks for history pays for SQLite.
     from stoop.history import read

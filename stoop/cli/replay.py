@@ -22,7 +22,7 @@ from stoop.judge import Judge
 from stoop.metrics import Metrics
 from stoop.node import ContainerFacts, HeldProcess, HostFacts, NodeHost, ProcessFacts
 from stoop.parts import Parts
-from stoop.pods import PodFacts
+from stoop.pods import PodFacts, Upper
 from stoop.record import Record
 from stoop.recorder import Recorder
 from stoop.respond import Responder
@@ -275,12 +275,19 @@ class ClaimedNode:
         """What the alert claims is all there is."""
         return PodFacts(container_id)
 
+    def upper_of(self, container: ContainerFacts) -> Upper:
+        """No alert claims one."""
+        return Upper(why="there is no node")
+
 
 class _Claimed:
     """A `HeldProcess` that is only claimed."""
 
     def __init__(self, facts: ProcessFacts) -> None:
         self.facts = facts
+
+    def again(self) -> _Claimed:
+        return self
 
     def signal(self, signo: int) -> bool:
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -11,9 +12,11 @@ import yaml
 
 from stoop.catalogue import CATALOGUE
 from stoop.cli import FINDINGS, FINE, USAGE
-from stoop.cli.options import ConfigOption, RulesOption, load_config, read_input
+from stoop.cli.options import ConfigOption, RulesOption, config_path, load_config, read_input
 from stoop.cli.screen import err, out, raw, text
+from stoop.config import PodsFrom
 from stoop.errors import Problem, RulesError, UserError
+from stoop.extras import missing
 from stoop.rules import ActionForm, Loaded, RuleForm, load
 
 UNREADABLE = "unreadable"
@@ -28,9 +31,10 @@ def check(files: FilesArgument = None, rules: RulesOption = None, config: Config
     """Check rules files.
 
     Every problem is told with its place, and what is odd. Exit 1 when they can't be used, 2 when a file can't be read.
+    Where there is a configuration, what it leaves unknown (pods.source) and a rule asks for is a problem too.
     """
     try:
-        loaded = load_rules(rules_files([*(files or ()), *(rules or ())], config))
+        loaded = _fit_here(load_rules(rules_files([*(files or ()), *(rules or ())], config)), config)
     except RulesError as error:
         if all(problem.code == UNREADABLE for problem in error.problems):
             raise  # of the rules there is nothing to say
@@ -43,6 +47,30 @@ def check(files: FilesArgument = None, rules: RulesOption = None, config: Config
         _tell(warning)
     out().print(text(("rules file valid", "green"), f": {len(loaded.rules)} rules, digest {loaded.digest[:12]}"))
     return FINE
+
+
+def _fit_here(loaded: Loaded, config: str | None) -> Loaded:
+    """The same rules, if this node has what they need by its configuration. Raises RulesError.
+
+    Without a configuration it is not known which node they are for: what they need is a warning then.
+    """
+    if not loaded.metadata:
+        return loaded
+    source = load_config(config).pods.source
+    if source is PodsFrom.NONE:
+        if config_path(config) is not None:
+            raise RulesError(loaded.metadata, loaded.warnings)
+        return msgspec.structs.replace(loaded, warnings=(*loaded.warnings, *map(_as_warning, loaded.metadata)))
+    if source.is_asked and (lacking := missing("pods")):
+        message = f"{lacking} is not installed, which pods.source: {source} needs"
+        hint = "pip install 'stoop[pods]'"
+        problems = [dataclasses.replace(problem, message=message, hint=hint) for problem in loaded.metadata]
+        raise RulesError(problems, loaded.warnings)
+    return loaded
+
+
+def _as_warning(problem: Problem) -> Problem:
+    return dataclasses.replace(problem, warning=True)
 
 
 def print_rules(files: FilesArgument = None, rules: RulesOption = None, config: ConfigOption = None) -> int:

@@ -39,6 +39,7 @@ def _findings(status: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(lack, Mapping) and lack.get("rules"):
             needing = ", ".join(map(str, lack["rules"]))
             yield f"{actionner} can't be done on this node: {_value(lack.get('reason'))}; rules need it: {needing}"
+    yield from _pods_findings(_part(status, "pods"))
     for rule, reason in _part(status, "disarmed").items():
         yield f"disarmed: {rule}: {reason} (`stoop arm`)"
     for act, trouble in _part(_part(status, "holds"), "trouble").items():
@@ -56,6 +57,18 @@ def _findings(status: Mapping[str, Any]) -> Iterator[str]:
         yield f"the journal is {lag:g} records behind"
     if "helper" in status and not _part(status, "helper").get("pid"):
         yield "the helper is not running: no metrics, no reload"
+
+
+def _pods_findings(pods: Mapping[str, Any]) -> Iterator[str]:
+    needing = ", ".join(map(str, pods["rules"])) if isinstance(pods.get("rules"), list) else ""
+    if pods.get("source") == "none" and needing:
+        yield f"labels, annotations and owners of pods are not known here (pods.source); rules need them: {needing}"
+    if error := pods.get("error"):
+        yield f"labels, annotations and owners of pods can't be asked for: {_value(error)}"
+    if pods.get("stale") and isinstance(age_s := pods.get("age_s"), int | float):
+        yield f"labels, annotations and owners of pods are {_span(age_s)} old"
+    if left_out := pods.get("left_out"):
+        yield f"{left_out} pods are left out: there are more on this node than are kept"
 
 
 def _vitals_findings(heartbeat: Mapping[str, Any], pacemaker: Mapping[str, Any]) -> Iterator[str]:
@@ -85,6 +98,7 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[Text]:
         ("feed", _feed(status)),
         ("heart", _heartbeat(_part(status, "heartbeat"))),
         ("pace", _pacemaker(_part(status, "pacemaker"))),
+        ("pods", _pods(_part(status, "pods"))),
         ("clock", _clock(status)),
         ("journal", _pairs(_part(status, "journal"))),
         ("last end", _recovery(_part(status, "recovery"))),
@@ -191,6 +205,17 @@ def _pacemaker(pacemaker: Mapping[str, Any]) -> str:
         said.append(f"{rate} calls/s for {100 * cpu:.1f} % of a core")
     if restarts := pacemaker.get("restarts"):
         said.append(f"started again {restarts} times")
+    return ", ".join(said)
+
+
+def _pods(pods: Mapping[str, Any]) -> str:
+    if "known" not in pods:
+        return ""
+    said = [f"{pods['known']} known from {pods.get('source')}"]
+    if pods.get("listed") is False:
+        said.append("not listed yet")
+    elif isinstance(age_s := pods.get("age_s"), int | float):
+        said.append(f"{_span(age_s)} old")
     return ", ".join(said)
 
 

@@ -38,6 +38,11 @@ class BundleReader:
         except ManifestError as error:
             raise BundleError(str(error)) from error
 
+    @property
+    def parts_end(self) -> int:
+        """Where the frames of the parts end, and the manifest's begins."""
+        return self._begins
+
     def _footer(self) -> int:
         data = os.pread(self._fd, FOOTER.size, max(0, self.size - FOOTER.size))
         if len(data) != FOOTER.size:

@@ -7,6 +7,7 @@ is zeros, and told as a gap. What is held in memory does not grow with the bundl
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import struct
@@ -34,6 +35,9 @@ FOOTER_MAGIC = 0x184D2A5E
 """A skippable frame (RFC 8878, 3.1.2): every decoder passes over it."""
 FOOTER_TAG = b"stoopev1"
 
+_NO_COPY = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL)
+"""What copy_file_range(2) says where the file systems can't: then the bytes go through this process."""
+
 _ZEROS = b"\0" * (64 * 1024)
 _OPTIONS: dict[int, int] = {CompressionParameter.compression_level: LEVEL, CompressionParameter.checksum_flag: 1}
 
@@ -48,11 +52,13 @@ def header(name: str, size: int, second: int) -> bytes:
 class BundleWriter:
     """Writes into a file descriptor that the caller owns. Raises ActFailed when it can't be written.
 
-    `max_bytes` bounds the file: beyond it contents become gaps, and no part begins any more.
+    `max_bytes` bounds the file: beyond it contents become gaps, and no part begins any more. `folder`: put before every
+    part's name, "" or ending with `/`.
     """
 
-    def __init__(self, fd: int, second: int, max_bytes: int) -> None:
+    def __init__(self, fd: int, second: int, max_bytes: int, folder: str = "") -> None:
         self._fd = fd
+        self.folder = folder
         self._second = second
         self._max = max_bytes
         self._zstd = ZstdCompressor(options=_OPTIONS)
@@ -85,7 +91,7 @@ class BundleWriter:
 
     def begin(self, name: str, size: int, about: dict[str, Any] | None = None) -> PartWriter | None:
         """A part of this size, to be streamed and ended before the next begins; None when there is no room for it."""
-        if not is_part_name(name) or name in self._names:
+        if not is_part_name(self.folder + name) or name in self._names:
             raise ValueError(f"{name!r} can't be a part's name")
         if self._open is not None:
             raise ValueError(f"{self._open.name} has not ended")
@@ -93,7 +99,7 @@ class BundleWriter:
             self.lacks(name, "the bundle is full")
             return None
         self._names.add(name)
-        self.put(header(name, size, self._second))
+        self.put(header(self.folder + name, size, self._second))
         self._open = PartWriter(self, name, size, about or {})
         return self._open
 
@@ -111,6 +117,32 @@ class BundleWriter:
         if self._open is not None:
             self._open.end()
         self._write(self._zstd.flush(ZstdCompressor.FLUSH_FRAME))
+
+    @property
+    def told(self) -> frozenset[str]:
+        """Names of the parts that are there, without the folder."""
+        return frozenset(part.name.removeprefix(self.folder) for part in self.parts)
+
+    def append(self, fd: int, begin: int, end: int) -> None:
+        """Frames of another bundle's parts, as they are: these bytes of that file. After `seal_parts`."""
+        try:
+            while begin < end:
+                done = _copy(fd, self._fd, begin, min(end - begin, CHUNK))
+                if not done:
+                    raise ActFailed("the evidence can't be joined: the run's bundle was cut off")
+                begin += done
+                self.written += done
+        except OSError as error:
+            raise ActFailed(f"the evidence can't be written: {error.strerror}") from error
+
+    def back_to(self, size: int) -> None:
+        """Forget what was appended beyond this size."""
+        try:
+            os.ftruncate(self._fd, size)
+            os.lseek(self._fd, size, os.SEEK_SET)
+        except OSError as error:
+            raise ActFailed(f"the evidence can't be written: {error.strerror}") from error
+        self.written = size
 
     def seal(self, manifest: bytes) -> None:
         """The manifest, the end of the archive, and where the manifest begins. After `seal_parts`."""
@@ -172,12 +204,24 @@ class PartWriter:
             lost = sum(length for _, length in self._gaps)
             why = "the bundle is full" if self._full else "could not be read"
             self._bundle.lacks(self.name, f"{lost} of {self.size} bytes are zeros: {why}")
-        self._bundle.ended(Part(self.name, self.size, self._hash.hexdigest(), self.about, tuple(self._gaps)))
+        name = self._bundle.folder + self.name
+        self._bundle.ended(Part(name, self.size, self._hash.hexdigest(), self.about, tuple(self._gaps)))
 
     def _put(self, data: memoryview) -> None:
         self._hash.update(data)
         self._bundle.put(data)
         self.offset += len(data)
+
+
+def _copy(source: int, target: int, offset: int, size: int) -> int:
+    """Some bytes from an offset to where the target's is. 0 at the end of the file."""
+    try:
+        return os.copy_file_range(source, target, size, offset)
+    except OSError as error:
+        if error.errno not in _NO_COPY:
+            raise
+    data = os.pread(source, size, offset)
+    return os.write(target, data) if data else 0
 
 
 def padding(size: int) -> bytes:

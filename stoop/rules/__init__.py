@@ -16,6 +16,7 @@ from stoop.rules.model import (
     MatchForm,
     OutputForm,
     RuleForm,
+    is_resolvable,
 )
 from stoop.rules.params import ParametersWrong, check_parameters, typed_parameters
 from stoop.rules.ruleset import Builder, RuleSet
@@ -38,6 +39,7 @@ __all__ = [
     "RuleSet",
     "check_parameters",
     "compile_rule",
+    "is_resolvable",
     "load",
     "typed_parameters",
 ]

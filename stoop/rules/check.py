@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, Unpack
 
+from stoop.podmeta import is_metadata
 from stoop.rules.criteria import condition_of, is_balanced, is_tag, pieces_of, priority_mask, tags_of
 from stoop.rules.items import MATCH_KEYS, RULE_KEYS, advice_on
 from stoop.rules.model import ANY_PRIORITY, ActionForm, Condition, MatchForm, OutputForm, RuleForm
@@ -33,6 +34,10 @@ MAX_STEPS = 100
 
 _LISTABLE = 8
 """How many names fit into a hint."""
+
+_METADATA_HINT = (
+    "set pods.source in stoop.yaml: watch or kubelet, or falco where Falco itself puts this field into its alerts"
+)
 
 _LITERALS = {"true": True, "false": False}
 _LOCAL_FILES = frozenset({"kubernetes:script"})
@@ -216,6 +221,11 @@ class _Teller:
         whole: More = {**self._whom, **more}
         self.notes.warn(code, message, place, **whole)
 
+    def metadata(self, field: str, place: Place) -> None:
+        """A condition on what only a pod's metadata tells."""
+        whole: More = {**self._whom, "detail": field, "hint": _METADATA_HINT}
+        self.notes.metadata_asked(field, place, **whole)
+
     def literal(self, code: str, key: str, text: Text) -> None:
         """A keyword: exactly true or false, quoted or not."""
         if text and text.text not in _LITERALS:
@@ -277,6 +287,8 @@ def _entry(tell: _Teller, entry: Text) -> tuple[Condition, ...]:
             _tell_no_condition(tell, piece, entry)
             continue
         found.append(condition)
+        if is_metadata(condition.key):
+            tell.metadata(condition.key, entry.place)
         if not condition.key or not is_balanced(condition.key):
             message = f"no alert has a field {shown(condition.key)}, so this condition is always " + (
                 "true" if condition.negated else "false"

@@ -56,7 +56,7 @@ def load(
     )
     if notes.problems:
         raise RulesError(_told(notes), notes.warnings)
-    return Loaded(forms, tuple(notes.warnings), _digest(forms))
+    return Loaded(forms, tuple(notes.warnings), _digest(forms), tuple(notes.metadata))
 
 
 def _extend(rules: list[RawRule], actions: dict[str, RawAction], notes: Notes) -> None:

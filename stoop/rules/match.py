@@ -11,7 +11,7 @@ from typing import TypeAlias
 import msgspec
 
 from stoop.alert import Alert, decimal_form, text_form
-from stoop.rules.model import MISSING, RESOLVABLE, Condition, MatchForm, RuleForm
+from stoop.rules.model import MISSING, Condition, MatchForm, RuleForm, is_resolvable
 
 NOTHING: frozenset[str] = frozenset()
 
@@ -27,12 +27,14 @@ class Hit(msgspec.Struct, frozen=True):
 
     `possible`: it matches, or may once `needs` are known. `certain`: it matches.
     `unproven`: fields that had to differ from a value (`!=`), of which neither the alert nor the node told anything.
+    `undecided`: it does not match, and might have if something were told of these fields.
     """
 
     possible: bool
     certain: bool
     needs: frozenset[str] = NOTHING
     unproven: frozenset[str] = NOTHING
+    undecided: frozenset[str] = NOTHING
 
 
 NO = Hit(False, False)
@@ -91,10 +93,10 @@ def _holds(condition: Condition, fields: Mapping[str, object]) -> bool | None:
     key, negated, values = condition
     value = fields.get(key, _ABSENT)
     if type(value) is str:
-        if value in MISSING and key in RESOLVABLE:
+        if value in MISSING and is_resolvable(key):
             return None
         return (value in values) is not negated
-    if (value is None or value is _ABSENT) and key in RESOLVABLE:
+    if (value is None or value is _ABSENT) and is_resolvable(key):
         return None
     return _differs(value, values) is negated
 
@@ -107,21 +109,30 @@ def _differs(value: object, values: tuple[str, ...]) -> bool:
 
 
 def _test_resolved(entries: tuple[tuple[Condition, ...], ...], fields: Mapping[str, object], resolved: Resolved) -> Hit:
-    best = NO
+    best: Hit | None = None
+    undecided: set[str] = set()
     for entry in entries:
         unproven: list[str] = []
+        unknown: list[str] = []
         for condition in entry:
             held = _holds(condition, fields)
             if held is None:
                 held = _holds_resolved(condition, fields, resolved, unproven)
+                if not held and condition[0] not in resolved:
+                    unknown.append(condition[0])
+                    continue
             if not held:
                 break
         else:
-            if not unproven:
+            if unknown:
+                undecided.update(unknown)
+            elif not unproven:
                 return YES
-            if best is NO:
+            elif best is None:
                 best = Hit(True, True, unproven=frozenset(unproven))
-    return best
+    if best is not None:
+        return best
+    return Hit(False, False, undecided=frozenset(undecided)) if undecided else NO
 
 
 def _holds_resolved(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from stoop.errors import Problem
+from stoop.podmeta import is_metadata
 
 RESOLVABLE = frozenset(
     {
@@ -23,6 +24,12 @@ RESOLVABLE = frozenset(
     }
 )
 """Alert fields that the node can tell when Falco could not (k8s.* is often null)."""
+
+
+def is_resolvable(key: str) -> bool:
+    """Whether an alert field that Falco left open is looked up: the node tells it, or its pod's metadata."""
+    return key in RESOLVABLE or is_metadata(key)
+
 
 MISSING = frozenset({"", "<NA>"})
 """Texts by which Falco says that it could not extract a field, beside null."""
@@ -115,8 +122,13 @@ class RuleForm(msgspec.Struct, frozen=True):
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """What loading gives: the effective rules in order, what is odd in them, and a digest (hex) of what they mean."""
+    """What loading gives: the effective rules in order, what is odd in them, and a digest (hex) of what they mean.
+
+    `metadata`: one for each condition that only labels, annotations or owners of a pod decide. It is a problem where
+    nothing tells them (`pods.source` is none), which the rules alone can't say.
+    """
 
     rules: tuple[RuleForm, ...]
     warnings: tuple[Problem, ...]
     digest: str
+    metadata: tuple[Problem, ...] = ()

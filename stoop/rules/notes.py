@@ -12,6 +12,8 @@ from stoop.rules.raw import Place
 MAX_NOTES = 500
 """The most problems, and the most warnings, that one load tells: beyond it nobody reads on."""
 
+_METADATA = "{} is of a pod's metadata, which nothing tells here"
+
 _GUESSABLE = 48
 """The longest text for which a near word is looked for: the search is quadratic in its length."""
 
@@ -31,6 +33,7 @@ class Notes:
     def __init__(self) -> None:
         self.problems: list[Problem] = []
         self.warnings: list[Problem] = []
+        self.metadata: list[Problem] = []
         self.dropped = 0
         self._problems = 0
         self._seen: set[Problem] = set()
@@ -46,6 +49,11 @@ class Notes:
     def warn(self, code: str, message: str, place: Place, **more: Unpack[More]) -> None:
         """Something odd that is loaded nevertheless."""
         self._keep(self.warnings, Problem(code, message, *place, warning=True, **more))
+
+    def metadata_asked(self, field: str, place: Place, **more: Unpack[More]) -> None:
+        """A condition on what only a pod's metadata tells. Beyond MAX_NOTES nobody reads on."""
+        if len(self.metadata) < MAX_NOTES:
+            self.metadata.append(Problem("pod-metadata", _METADATA.format(shown(field)), *place, **more))
 
     def _keep(self, where: list[Problem], problem: Problem) -> None:
         if where is self.problems:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
@@ -35,7 +37,7 @@ class Node:
     def hold(self, pid: int) -> Held:
         if not self.init_is_in:
             raise TargetGone("already exited")
-        self.held.append(Held(self, pid))
+        self.held.append(Held(self, pid, looked_at=True))
         return self.held[-1]
 
     def kill_container(self, container: ContainerFacts) -> None:
@@ -59,6 +61,8 @@ class Held:
     node: Node
     pid: int
     closed: bool = False
+    gone: bool = False
+    looked_at: bool = False
     signals: list[int] = field(default_factory=list)
 
     @property
@@ -78,6 +82,13 @@ class Held:
             cgroups=(),
             container_id=self.node.init_is_in,
         )
+
+    def again(self) -> Held:
+        self.node.held.append(Held(self.node, self.pid))
+        return self.node.held[-1]
+
+    def has_exited(self) -> bool:
+        return self.gone
 
     def signal(self, signo: int) -> bool:
         self.signals.append(signo)
@@ -164,6 +175,18 @@ def test_a_protected_init_saves_it() -> None:
     node = Node()
     assert kill.begin(context(node, protected="needed")) == Outcome(Verdict.REFUSED, "the container's init: needed")
     assert (node.kills, node.held[0].closed) == (0, True)
+
+
+@pytest.mark.parametrize("other", [{}, {"pid": 101}, {"gone": True}])
+def test_an_init_that_is_the_alert_s_own_process_is_not_looked_at_twice(other: dict[str, Any]) -> None:
+    node = Node()
+    seen = Held(node, **{"pid": BOX.init_pid} | other)
+    ctx = msgspec.structs.replace(context(node), seen=seen)
+    assert isinstance(kill.begin(ctx), Begun)
+    assert [held.pid for held in node.held] == [BOX.init_pid]
+    assert node.held[0].looked_at == bool(other)
+    assert not seen.closed
+    assert not seen.signals
 
 
 async def test_an_init_that_has_gone_or_is_another_s_is_not_touched(autojump_clock: MockClock) -> None:

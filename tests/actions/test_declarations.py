@@ -87,7 +87,10 @@ TALON: dict[str, tuple[bool, str, dict[str, object]]] = {
 }
 
 OWN = {"process:kill", "process:suspend", "container:kill", "container:freeze", "container:limit"}
-OWN |= {"network:isolate", "network:block", "evidence:snapshot", "evidence:memory"}
+OWN |= {"network:isolate", "network:block", "evidence:snapshot", "evidence:memory", "evidence:pcap"}
+
+ON_THE_NODE = {"kubernetes:log", "kubernetes:download", "kubernetes:tcpdump", "kubernetes:sysdig"}
+"""Acts of Talon's that the agent carries out."""
 
 # Fields that Falco (system calls) and its plugin k8saudit have.
 FALCO_FIELDS = {
@@ -265,8 +268,10 @@ def test_its_rights_are_stated(spec: ActionSpec) -> None:
 
 
 @each_action
-def test_what_acts_now_is_our_own_and_the_rest_is_declared_only(action: Action) -> None:
-    if action.spec.name in TALON:
+def test_what_acts_now_is_on_the_node_and_the_rest_is_declared_only(action: Action) -> None:
+    assert (action.begin is not None) is (action.spec.scope is Scope.NODE)
+    assert (action.spec.scope is Scope.NODE) is (action.spec.name in OWN | ON_THE_NODE)
+    if action.begin is None:
         assert (action.begin, action.verify, action.overdue) == (None, None, None)
     else:
         assert action.begin is not None
@@ -291,7 +296,6 @@ def granted(name: str) -> set[tuple[str, str, str]]:
 @pytest.mark.parametrize(
     ("name", "right"),
     [
-        ("kubernetes:sysdig", ("batch", "jobs", "create")),
         ("kubernetes:delete", ("", "services", "delete")),
         ("kubernetes:delete", ("", "serviceaccounts", "delete")),
         ("kubernetes:label", ("", "nodes", "patch")),

@@ -13,6 +13,9 @@ from stoop.actions.evidence.pcap import PcapParameters
 from stoop.actions.evidence.snapshot import SnapshotParameters
 from stoop.actions.file import quarantine
 from stoop.actions.file.quarantine import QuarantineParameters
+from stoop.actions.kubernetes import download, log, sysdig, tcpdump
+from stoop.actions.kubernetes.sysdig import SysdigParameters
+from stoop.actions.kubernetes.tcpdump import TcpdumpParameters
 from stoop.catalogue import CATALOGUE, build
 from stoop.rules import load
 from stoop.rules.params import check_parameters, typed_parameters
@@ -75,6 +78,23 @@ def test_the_worker_knows_the_same_regions() -> None:
         (pcap.SPEC, {"duration": "5s"}, "duration", "number"),
         (pcap.SPEC, {"snaplen": 262145}, "snaplen", "262144"),
         (pcap.SPEC, {"max_bytes": "3GiB"}, "max_bytes", "at most 2GiB"),
+        (log.SPEC, {"tail_lines": -1}, "tail_lines", "tail_lines"),
+        (log.SPEC, {"tail_lines": "all"}, "tail_lines", "number"),
+        (download.SPEC, {}, "file", "required"),
+        (download.SPEC, {"file": ""}, "file", "must not be empty"),
+        (download.SPEC, {"file": ["/etc/passwd"]}, "file", "text"),
+        (tcpdump.SPEC, {"duration": -1}, "duration", "duration"),
+        (tcpdump.SPEC, {"duration": "5s"}, "duration", "number"),
+        (tcpdump.SPEC, {"snaplen": -1}, "snaplen", "snaplen"),
+        (tcpdump.SPEC, {"snaplen": "all"}, "snaplen", "number"),
+        (tcpdump.SPEC, {"image": 1}, "image", "text"),
+        (sysdig.SPEC, {"duration": 31}, "duration", "30"),
+        (sysdig.SPEC, {"duration": -1}, "duration", "duration"),
+        (sysdig.SPEC, {"duration": "5s"}, "duration", "number"),
+        (sysdig.SPEC, {"buffer_size": 127}, "buffer_size", "128"),
+        (sysdig.SPEC, {"buffer_size": "2KiB"}, "buffer_size", "number"),
+        (sysdig.SPEC, {"scope": "cluster"}, "scope", "pod or node"),
+        (sysdig.SPEC, {"image": []}, "image", "text"),
         (quarantine.SPEC, {"file": ""}, "file", "must not be empty"),
         (quarantine.SPEC, {"file": "/x", "image_files": "yes"}, "image_files", "true or false"),
         (quarantine.SPEC, {"file": "/x", "max_bytes": "2GiB"}, "max_bytes", "at most 1GiB"),
@@ -86,3 +106,26 @@ def test_wrong_parameters_are_refused(spec: ActionSpec, given: dict[str, Any], p
     assert params is None
     assert [fault.parameter for fault in faults] == [parameter]
     assert said in faults[0].message
+
+
+def test_a_capture_of_talons_is_bounded() -> None:
+    for given, seconds in (({}, 5), ({"duration": 0}, 5), ({"duration": 86400}, 3600), ({"duration": 30}, 30)):
+        params = typed_parameters(tcpdump.SPEC, given)
+        assert isinstance(params, TcpdumpParameters)
+        assert params.seconds == seconds
+    heard = typed_parameters(sysdig.SPEC, {"duration": 0, "buffer_size": 10**6})
+    assert isinstance(heard, SysdigParameters)
+    assert (heard.seconds, heard.snaplen) == (5, 65_000)
+
+
+def test_the_end_of_a_log_is_shown_within_bounds() -> None:
+    assert log.shown(b"one\ntwo\n") == {"log": ["one", "two"]}
+    assert log.shown(b"\xff\x1b[0m\xe2\x80\xae") == {"log": ["\\xff\\x1b[0m\\u202e"]}
+    told = log.shown(b"\x00" * log.TELL_BYTES)
+    assert told == {"log": ["\\x00" * (log.TELL_BYTES // 4)], "log_cut": True}
+    assert log.shown(b"a\n" + "\u00e4".encode() * log.TELL_BYTES)["log"] == ["\u00e4" * (log.TELL_BYTES // 2)]
+    told = log.shown((b"\x00" * 99 + b"\n") * 164)
+    lines = told["log"]
+    assert isinstance(lines, list)
+    assert set(lines) == {"\\x00" * 99}
+    assert (sum(len(line) + 1 for line in lines) <= log.TELL_BYTES, told["log_cut"]) == (True, True)

@@ -133,7 +133,9 @@ def test_a_listed_action_tells_what_it_declares(stoop: Any) -> None:
     download = yaml.safe_load(text.split("--- kubernetes:download ---\n")[1].split("\n--- ")[0])
     assert download["require_output"] is True
     assert any(name.endswith(" (required)") for name in download["parameters"])
-    assert download["permissions"][0]["apiGroups"] == [""]
+    assert "permissions" not in download  # it is done on the node, without the API
+    executed = yaml.safe_load(text.split("--- kubernetes:exec ---\n")[1].split("\n--- ")[0])
+    assert executed["permissions"][0]["apiGroups"] == [""]
 
 
 def test_config_print_shows_values_origins_and_warnings(stoop: Any, write: Callable[..., str], tmp_path: Path) -> None:

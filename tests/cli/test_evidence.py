@@ -26,17 +26,25 @@ def config(write: Callable[..., str], tmp_path: Path) -> str:
 
 @pytest.fixture
 def keep(tmp_path: Path) -> Callable[..., str]:
-    """Keep a bundle of two parts; gives its name."""
+    """Keep a capture of two parts; gives its bundle's name. Without an act it has a bundle of its own."""
 
-    def kept(run: str = "ab" * 16, rule: str = "A rule", comm: str = "sh") -> str:
+    def kept(
+        run: str = "ab" * 16,
+        rule: str = "A rule",
+        comm: str = "sh",
+        act: str = "",
+        actionner: str = "evidence:snapshot",
+        max_count: int = 0,
+    ) -> str:
+        origin = Origin(rule=rule, run=run, act=act, actionner=actionner, action="Keep it")
+        limits = Limits(min_free_bytes=0, max_count=max_count)
         with (
-            Store(str(tmp_path / "evidence"), Limits(min_free_bytes=0), lambda: NOW_NS) as store,
-            store.draft() as draft,
+            Store(str(tmp_path / "evidence"), limits, lambda: NOW_NS) as store,
+            store.draft(origin if act else None) as draft,
         ):
             draft.writer.add("processes/4711.json", b'{"pid": 4711}')
             draft.writer.add("sockets.json", b"[]")
             draft.writer.lacks("upper", "no overlay")
-            origin = Origin(rule=rule, run=run, actionner="evidence:snapshot", action="Keep it")
             return draft.commit(origin, {"pid": 4711, "comm": comm}).bundle
 
     return kept
@@ -74,12 +82,81 @@ def test_shown_by_number_name_or_run(stoop: Any, config: str, keep: Callable[...
     assert line["parts"][0]["sha256"] == hashlib.sha256(b'{"pid": 4711}').hexdigest()
 
 
-def test_all_bundles_of_one_run(stoop: Any, config: str, keep: Callable[..., str]) -> None:
-    names = [keep(), keep()]
+def test_all_bundles_of_one_run(stoop: Any, config: str, keep: Callable[..., str], tmp_path: Path) -> None:
+    """Such as could not be one."""
+    names, to = [keep(), keep()], tmp_path / "out"
     assert [line["bundle"] for line in stoop("evidence", "show", "abab", "-c", config, "--json").lines] == names
-    ran = stoop("evidence", "extract", "abab", "-c", config)
-    assert ran.code == 2
-    assert "2 bundles are of run abab" in ran.err
+    ran = stoop("evidence", "extract", "abab", "sockets.json", "-c", config, "--to", to)
+    assert (ran.code, ran.out) == (0, "".join(f"1 parts are in {to}/{name}\n" for name in names))
+    assert sorted(path.parent.name for path in to.rglob("sockets.json")) == names
+
+
+def test_a_run_with_two_captures(stoop: Any, config: str, keep: Callable[..., str], tmp_path: Path) -> None:
+    name, to = keep(act="1" * 32), tmp_path / "out"
+    keep(run="cd" * 16)
+    assert keep(act="2" * 32, actionner="kubernetes:log", comm="second") == name
+    ran = stoop("evidence", "list", "-c", config, "--run", "abab")
+    assert "evidence:snapshot, kubernetes:log · sh[4711] · 4 parts" in ran.out
+    (line,) = stoop("evidence", "list", "-c", config, "--json", "--run", "abab").lines
+    assert [each["actionner"] for each in line["captures"]] == ["evidence:snapshot", "kubernetes:log"]
+    shown = stoop("evidence", "show", "abab", "-c", config).out
+    for text in ("place        3", "replaces     place 1, ", "act-22222222/sockets.json", "second[4711]", "1" * 32):
+        assert text in shown
+    assert shown.index("  sockets.json") < shown.index("Keep it (kubernetes:log)") < shown.index("act-22222222/")
+    assert shown.count("missing: upper") == 2
+    ran = stoop("evidence", "verify", "-c", config)
+    assert (ran.code, ran.out.splitlines()[-1]) == (0, "the chain is whole")
+    assert stoop("evidence", "verify", "abab", "-c", config).out == f"{name}: as it was written, 4 parts\n"
+    ran = stoop("evidence", "extract", "abab", "act-22222222", "-c", config, "--to", to)
+    assert (ran.code, ran.out) == (0, f"2 parts are in {to}\n")
+    assert sorted(str(path.relative_to(to)) for path in to.rglob("*.json")) == [
+        "act-22222222/processes/4711.json",
+        "act-22222222/sockets.json",
+        "manifest.json",
+    ]
+
+
+def test_what_the_store_let_go_of_is_told_apart(
+    stoop: Any, config: str, keep: Callable[..., str], tmp_path: Path
+) -> None:
+    for number in range(4):
+        keep(run=str(number) * 32, max_count=2)
+    ran = stoop("evidence", "verify", "-c", config)
+    assert ran.code == 0
+    assert "places 1 to 2 were let go, the store is bounded\n" in ran.out
+    kept = sorted((tmp_path / "evidence").glob(f"0*{SUFFIX}"))
+    kept[0].unlink()
+    ran = stoop("evidence", "verify", "-c", config)
+    assert (ran.code, ran.err) == (1, "stoop: bundle 3 is missing, and the store did not let go of it\n")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("command", ["list", "show", "verify", "extract"])
+def test_only_root_may_read(stoop: Any, config: str, keep: Callable[..., str], tmp_path: Path, command: str) -> None:
+    """Where others can come to the store at all, what keeps them out is its mode; the error says what to do."""
+    keep()
+    words = [command, *(["1"] if command in ("show", "extract") else []), "-c", config]
+    own = (folder for folder in (tmp_path, *tmp_path.parents) if folder.stat().st_mode & 0o077 == 0)
+    modes = {folder: folder.stat().st_mode & 0o7777 for folder in own}
+    for folder in modes:
+        folder.chmod(0o755)
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setresuid(65534, 65534, 65534)
+            ran = stoop("evidence", *words)
+            os.write(write, f"{ran.code} {ran.err}".encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    os.waitpid(pid, 0)
+    said = os.read(read, 4096).decode()
+    os.close(read)
+    for folder, mode in modes.items():
+        folder.chmod(mode)
+    assert said.startswith("2 ")
+    assert "only root may read evidence" in said
 
 
 def test_verified(stoop: Any, config: str, keep: Callable[..., str], tmp_path: Path) -> None:

@@ -92,6 +92,13 @@ def test_status_of_another_version_is_shown_as_far_as_it_goes(stoop: Any, agent:
             "! the heartbeat's beacon can't be touched: disk full",
         ),
         ({"pacemaker": {"pid": 0, "state": "down"}}, "! the pacemaker is not running"),
+        (
+            {"pods": {"source": "none", "rules": ["R", "S"]}},
+            "! labels, annotations and owners of pods are not known here (pods.source); rules need them: R, S",
+        ),
+        ({"pods": {"source": "watch", "error": "it answers 403"}}, "of pods can't be asked for: it answers 403"),
+        ({"pods": {"source": "watch", "stale": True, "age_s": 300.0}}, "owners of pods are 5.0 min old"),
+        ({"pods": {"source": "watch", "left_out": 7}}, "! 7 pods are left out"),
     ],
 )
 def test_what_is_not_as_it_should_be_is_a_finding(stoop: Any, agent: Any, change: dict[str, Any], says: str) -> None:
@@ -100,6 +107,26 @@ def test_what_is_not_as_it_should_be_is_a_finding(stoop: Any, agent: Any, change
     assert ran.code == 1
     assert says in ran.out
     assert stoop("status", "-c", agent.config, "--json").code == 1
+
+
+@pytest.mark.parametrize(
+    ("pods", "said"),
+    [
+        ({"source": "watch", "known": 12, "listed": True, "age_s": 3.0}, "pods     12 known from watch, 3 s old"),
+        (
+            {"source": "kubelet", "known": 0, "listed": False, "age_s": 0},
+            "pods     0 known from kubelet, not listed yet",
+        ),
+        ({"source": "none"}, ""),
+        ({"source": "falco", "rules": ["R"]}, ""),
+    ],
+)
+def test_what_is_known_of_pods_is_shown(stoop: Any, agent: Any, pods: dict[str, Any], said: str) -> None:
+    agent.answers["status"] = answer({**STATUS, "pods": pods})
+    ran = stoop("status", "-c", agent.config)
+    assert ran.code == 0
+    assert said in ran.out
+    assert bool(said) is ("known from" in ran.out)
 
 
 def test_the_heartbeat_is_shown_with_and_without_the_pacemaker(stoop: Any, agent: Any) -> None:

@@ -177,6 +177,39 @@ def test_memory_of_a_process(make_agent: MakeAgent, make_box: MakeBox, spawn: Sp
     assert runs(inside)
 
 
+# ---------------------------------------------------------------- one bundle a run
+
+
+def test_all_that_a_run_captures_is_in_one_bundle(make_agent: MakeAgent, make_box: MakeBox, spawn: Spawn) -> None:
+    """Evidence first of an act that destroys is of the same run."""
+    _, inside = boxed(make_box, spawn)
+    actions = ("evidence:memory", "evidence:snapshot", "evidence:snapshot", "process:kill")
+    agent = make_agent(
+        taking(*actions, parameters={"regions": ["stack"], "max_bytes": "8MiB"}, evidence_first="true"),
+        evidence_deadline="5s",
+    )
+    records = ask(agent, inside, 4)
+    assert [record["outcome"] for record in records] == ["done"] * 4
+    told = [record["details"] for record in records[:3]] + [records[3]["details"]["evidence"]]
+    assert all(each.get("taken", True) for each in told)
+    (bundle,) = bundles(agent)
+    assert {each["bundle"] for each in told} == {bundle}
+    folders = [each.get("folder", "") for each in told]
+    assert folders == ["", *(f"act-{record['act'][:8]}/" for record in records[1:])]
+    with Store(str(agent.state_dir / "evidence")) as store, store.reading(bundle) as reader:
+        assert reader.check() == []
+        manifest = reader.manifest
+    owners = {part.name: part.act for part in manifest.parts}
+    assert owners[f"memory/{inside.pid}.json"] == records[0]["act"]
+    for record, folder in zip(records[1:], folders[1:], strict=True):
+        assert owners[f"{folder}processes/{inside.pid}.json"] == record["act"]
+    assert [link.manifest for link in manifest.replaces] == [each["manifest"] for each in told[:3]]
+    assert [capture.origin.act for capture in manifest.captures] == [record["act"] for record in records]
+    ran = agent.stoop("evidence", "verify")
+    assert (ran.returncode, ran.stdout.splitlines()[-1]) == (0, "the chain is whole")
+    assert agent.samples()["stoop_evidence_bundles"] == 1
+
+
 # ---------------------------------------------------------------- the store, the commands, the metrics
 
 

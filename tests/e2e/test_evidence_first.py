@@ -233,3 +233,107 @@ def test_several_in_one_container_at_once(kind: str, make_agent: MakeAgent, make
     assert all(was_killed(victim) for victim in victims)
     assert not box.is_frozen()
     assert runs(bystander)
+
+
+# ---------------------------------------------------------------- the end of a freeze
+
+
+def freezing(**parameters: Any) -> dict[str, Any]:
+    """Parameters of a freeze that ends with a kill."""
+    return {"ttl": "300ms", "then": "kill", **parameters}
+
+
+def end_of(agent: Agent) -> Row:
+    """The record of how the freeze ended, once it has."""
+    await_that(lambda: len(agent.rows()) == 2, f"it has ended; log: {agent.said()[-2000:]}", 2 * PATIENCE_S)
+    return agent.rows()[1]
+
+
+@EACH_KIND
+def test_a_bundle_of_what_is_frozen_then_its_end(
+    kind: str, make_agent: MakeAgent, make_box: MakeBox, spawn: Spawn
+) -> None:
+    box, inside = boxed(make_box, spawn, kind)
+    other = spawn("cat", preexec_fn=box.enter)
+    agent = make_agent(killing("container:freeze", freezing(), **FIRST), evidence_deadline="5s")
+    (record,) = ask(agent, inside)
+    assert (record["outcome"], "evidence" in record["details"]) == ("done", False)
+    ended = end_of(agent)
+    assert was_killed(inside)
+    assert was_killed(other)
+    assert (ended["outcome"], ended["details"]["undoes"]) == ("done", record["act"])
+    assert "killed, as the rule says" in ended["reason"]
+    evidence = evidence_of(ended)
+    assert (evidence["taken"], "late" in evidence, "not_frozen" in evidence) == (True, False, False)
+    assert bundles(agent) == [evidence["bundle"]]
+    target, parts = parts_of(agent, evidence["bundle"])
+    assert target["container_id"] == box.container_id
+    assert {f"processes/{pid}.json" for pid in (inside.pid, other.pid)} <= parts
+    listed = agent.stoop("evidence", "list", "--run", record["run"])
+    assert evidence["bundle"] in listed.stdout
+    assert (agent.stoop("active", "--json").stdout, box.is_frozen()) == ("", False)
+
+
+@pytest.mark.parametrize("kind", ["hybrid"])
+def test_the_end_does_not_wait_for_ever(kind: str, make_agent: MakeAgent, make_box: MakeBox, spawn: Spawn) -> None:
+    _, inside = boxed(make_box, spawn, kind)
+    agent = make_agent(killing("container:freeze", freezing()), evidence_first=True, evidence_deadline="300ms")
+    with nobody_reads(agent):
+        ask(agent, inside)
+        ended = end_of(agent)
+        assert (ended["outcome"], was_killed(inside)) == ("done", True)
+        assert (evidence_of(ended)["taken"], evidence_of(ended)["late"]) == (False, True)
+
+
+@pytest.mark.parametrize("how", ["the rule says false", "somebody gives it back", "it is thawed"])
+def test_an_end_without_evidence(how: str, make_agent: MakeAgent, make_box: MakeBox, spawn: Spawn) -> None:
+    _, inside = boxed(make_box, spawn)
+    keys = {"evidence_first": "false"} if how == "the rule says false" else {}
+    by_hand = how == "somebody gives it back"
+    parameters = freezing(ttl="1h" if by_hand else "300ms", then="thaw" if how == "it is thawed" else "kill")
+    agent = make_agent(killing("container:freeze", parameters, **keys), evidence_first=True)
+    ask(agent, inside)
+    if by_hand:
+        assert agent.stoop("undo", "--all").returncode == 0
+    ended = end_of(agent)
+    assert (ended["outcome"], "evidence" in ended["details"], bundles(agent)) == ("done", False, [])
+    assert was_killed(inside) if how == "the rule says false" else runs(inside)
+
+
+@pytest.mark.parametrize("kind", ["hybrid"])
+def test_sigkill_of_the_agent_while_the_end_waits(
+    kind: str, make_agent: MakeAgent, make_box: MakeBox, spawn: Spawn
+) -> None:
+    box, inside = boxed(make_box, spawn, kind)
+    agent = make_agent(killing("container:freeze", freezing(), **FIRST), evidence_deadline="5s")
+    with nobody_reads(agent) as nursery:
+        ask(agent, inside)
+        running = agent.status()["evidence"]["workers"]
+        await_that(lambda: agent.status()["evidence"]["workers"] != running, "evidence is asked for")
+        agent.kill()
+        assert box.is_frozen()
+    await_that(lambda: not Path(f"/proc/{nursery}").exists(), "the nursery ended with the agent")
+    agent.start()
+    ended = end_of(agent)
+    assert (ended["outcome"], evidence_of(ended)["taken"], was_killed(inside)) == ("done", True, True)
+    assert bundles(agent) == [evidence_of(ended)["bundle"]]
+    assert agent.stoop("evidence", "verify").returncode == 0
+
+
+def test_an_end_that_came_while_no_agent_ran_and_other_rules_since(
+    make_agent: MakeAgent, make_box: MakeBox, spawn: Spawn
+) -> None:
+    box, inside = boxed(make_box, spawn)
+    agent = make_agent(killing("container:freeze", freezing(ttl="1s"), **FIRST), evidence_deadline="5s")
+    ask(agent, inside)
+    agent.kill()
+    agent.rules.write_text(killing("process:suspend"))
+
+    def is_due() -> bool:
+        return bool(json.loads(agent.stoop("active", "--json").stdout)["left_s"] == 0)
+
+    await_that(is_due, "its time is over")
+    assert box.is_frozen()
+    agent.start()
+    ended = end_of(agent)
+    assert (ended["outcome"], evidence_of(ended)["taken"], was_killed(inside)) == ("done", True, True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from agent import programs
 from agent.node.host import LinuxHost
 from tests.e2e.conftest import KILL_IT, Agent, MakeAgent
 from tests.real.conftest import await_that
@@ -36,6 +38,15 @@ def warned(agent: Agent) -> list[tuple[str, str]]:
     return [(line["rule"], line["reason"]) for line in lines]
 
 
+def lacks(agent: Agent) -> dict[str, Any]:
+    """What of the hands that act it says can't be used. Programs and directories that captures need are their own
+    matter: a machine that is no node has not all of them."""
+    found: dict[str, Any] = agent.status()["unavailable"]
+    return {
+        name: why for name, why in found.items() if name not in (*programs.NEEDS, programs.SYSDIG_ACT, "kubernetes:log")
+    }
+
+
 def children(agent: Agent) -> bytes:
     """The command lines of its children."""
     pids = Path(f"/proc/{agent.program.pid}/task/{agent.program.pid}/children").read_text().split()
@@ -45,8 +56,9 @@ def children(agent: Agent) -> bytes:
 def test_a_healthy_node_lacks_nothing(make_agent: MakeAgent) -> None:
     agent = make_agent(NEEDS, guard=OURS)
     await_that(lambda: b"agent.node.hand" in children(agent), "the hands have started")
-    assert agent.status()["unavailable"] == {}
-    assert "unavailable_on_this_node" not in agent.stoop("actions", "list").stdout
+    assert lacks(agent) == {}
+    told = agent.stoop("actions", "list").stdout.count("unavailable_on_this_node")
+    assert told == len(agent.status()["unavailable"])
 
 
 def test_without_cap_net_admin(make_agent: MakeAgent) -> None:
@@ -56,14 +68,27 @@ def test_without_cap_net_admin(make_agent: MakeAgent) -> None:
     await_that(lambda: bool(warned(agent)), f"a warning; log: {agent.said()}")
     ((rule, reason),) = warned(agent)
     assert (rule, "CAP_NET_ADMIN" in reason) == ("Needs network:isolate", True), reason
-    found = agent.status()["unavailable"]
+    found = lacks(agent)
     assert set(found) == {"network:isolate", "network:block"}
     assert found["network:isolate"] == {"reason": reason, "rules": ["Needs network:isolate"]}
     assert found["network:block"] == {"reason": reason, "rules": []}
     said = agent.stoop("status")
     assert said.returncode == 1
     assert f"network:isolate can't be done on this node: {reason}" in " ".join(said.stdout.split())
-    assert agent.stoop("actions", "list").stdout.count("unavailable_on_this_node") == 2
+    assert agent.stoop("actions", "list").stdout.count("unavailable_on_this_node") == len(agent.status()["unavailable"])
+
+
+def test_without_a_right_that_tcpdump_needs(make_agent: MakeAgent) -> None:
+    rules = NEEDS.replace("network:isolate", "evidence:pcap").replace("container:freeze", "process:kill")
+    agent = make_agent(rules, start=False)
+    agent.prefix = ("setpriv", "--bounding-set=-net_raw,-kill", "--inh-caps=-all")
+    agent.start()
+    await_that(lambda: bool(warned(agent)), f"a warning; log: {agent.said()}")
+    ((rule, reason),) = warned(agent)
+    missing = "the agent has no CAP_NET_RAW, CAP_KILL" if programs.find(programs.TCPDUMP) else "no tcpdump here"
+    assert (rule, missing in reason) == ("Needs evidence:pcap", True), reason
+    found = agent.status()["unavailable"]
+    assert found["evidence:pcap"]["reason"] == found["kubernetes:tcpdump"]["reason"] == reason
 
 
 def test_cgroups_that_are_mounted_read_only(make_agent: MakeAgent) -> None:
@@ -74,7 +99,7 @@ def test_cgroups_that_are_mounted_read_only(make_agent: MakeAgent) -> None:
     await_that(lambda: bool(warned(agent)), f"a warning; log: {agent.said()}")
     ((rule, reason),) = warned(agent)
     assert (rule, reason.startswith("cgroups are mounted read-only: /")) == ("Needs container:freeze", True)
-    assert set(agent.status()["unavailable"]) == {"container:freeze", "container:limit"}
+    assert set(lacks(agent)) == {"container:freeze", "container:limit"}
 
 
 def test_without_any_cgroups(tmp_path: Path) -> None:

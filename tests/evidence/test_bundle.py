@@ -197,8 +197,8 @@ def test_a_forged_manifest_is_refused(tmp_path: Path, raw: bytes) -> None:
 
 
 def test_a_later_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="format is 2"):
-        read(forge(tmp_path / "forged", b"", manifests.encode(manifest_of(format=2))))
+    with pytest.raises(BundleError, match="format is 3"):
+        read(forge(tmp_path / "forged", b"", manifests.encode(manifest_of(format=3))))
 
 
 def test_a_manifest_of_any_size_is_not_read(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -203,6 +204,20 @@ def test_more_facts_are_of_the_same_process(world: World, held: HeldProcess) -> 
 
 
 @every_host
+async def test_held_once_more_it_is_the_same_and_let_go_by_itself(world: World, held: HeldProcess) -> None:
+    more = held.again()
+    assert more.facts == held.facts
+    more.close()
+    assert not held.has_exited()
+    last = held.again()
+    assert held.signal(signal.SIGKILL) is True
+    with trio.fail_after(PATIENCE_S):
+        await last.wait_exited()
+    assert last.has_exited()
+    last.close()
+
+
+@every_host
 @pytest.mark.parametrize("pid", [-1, 0, 1])
 def test_what_is_no_target_is_never_held(world: World, pid: int) -> None:
     with pytest.raises(TargetRefused):
@@ -347,6 +362,13 @@ def test_the_namespaces_of_a_container_are_those_of_its_first_process(world: Wor
     world.end(pid)
     with pytest.raises(TargetGone):
         world.host.namespaces_of(container)
+
+
+@every_host_with_containers
+def test_a_container_of_no_pod_is_alone(world: World) -> None:
+    """Never none: who captures of no container in particular captures of all."""
+    container, _ = found(world)
+    assert world.host.pod_containers(msgspec.structs.replace(container, pod_uid="")) == (container.container_id,)
 
 
 @every_host_with_containers

@@ -8,9 +8,9 @@ import pytest
 
 from agent.node.bundles import Names
 from agent.node.kubelet import KubeletLogs
-from agent.node.pods import WEAK_NS
+from agent.node.pods import EXPECTED_NS, WEAK_NS
 from stoop.pods import PodFacts, Source, Told
-from tests.node.runtimes import CONTAINERD, ID, ME, SANDBOX, UID, Node
+from tests.node.runtimes import CONTAINERD, ID, ME, PID, SANDBOX, UID, Node
 
 
 @pytest.fixture
@@ -79,6 +79,7 @@ def test_the_runtime_s_word_comes_first(node: Node) -> None:
         image=strong("registry.test/web:1"),
         sandbox_id=SANDBOX,
         in_pod=True,
+        init_pid=PID,
     )
 
 
@@ -129,9 +130,37 @@ def test_what_was_not_told_is_asked_again_after_a_while(node: Node) -> None:
     assert pods.of(ID, UID).namespace == strong("shop")
 
 
+def test_one_that_is_expected_is_read_before_anybody_asks(node: Node) -> None:
+    config = node.containerd(CONTAINERD)
+    pods = node.pods()
+    pods.expect(ID, UID)
+    config.unlink()
+    assert pods.of(ID, UID).namespace == strong("shop")
+
+
+def test_what_was_looked_for_too_soon_is_asked_again_soon(node: Node) -> None:
+    now = [1]
+    pods = node.pods(lambda: now[0])
+    pods.expect(ID, UID)
+    node.containerd(CONTAINERD)
+    assert pods.of(ID, UID).namespace == Told()
+    now[0] += EXPECTED_NS
+    assert pods.of(ID, UID).namespace == strong("shop")
+
+
 def test_only_so_many_are_remembered(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.node.pods.MAX_REMEMBERED", 2)
     pods = node.pods()
     for number in range(5):
         pods.of(f"{number:064x}", "")
     assert len(pods._known) == 2
+
+
+def test_looked_at_anew_only_the_runtime_s_word_is_remembered(node: Node) -> None:
+    pods = node.pods()
+    node.logs()
+    assert pods.now(ID, UID).container == weak("app")
+    node.containerd(CONTAINERD)
+    told = pods.of(ID, UID)  # the weaker word was not remembered
+    assert told.container == strong("app")
+    assert pods.now(ID, UID) == told

@@ -280,14 +280,17 @@ async def test_following_reads_what_is_told(index: ContainerIndex, cgroups: Coun
     box = make_box("v2")
     assert box.v2 is not None
     new = box.v2.parent / ("e3" * 32)
+    came: list[Found] = []
+    index.heard = came.append
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(index.follow)
+        nursery.start_soon(index.follow, trio.lowlevel.checkpoint)
         await trio.testing.wait_all_tasks_blocked()
         new.mkdir()
         # It wakes, pauses and reads; then it sleeps for good.
         await trio.testing.wait_all_tasks_blocked(container_index.PAUSE_S * 4)
         nursery.cancel_scope.cancel()
     assert "e3" * 6 in index._found
+    assert [found.directory for found in came if found.container_id == "e3" * 32] == [str(new)]
     assert where(index, "e3" * 32) == [str(new)]
     assert cgroups.searches == 0
 
@@ -369,3 +372,28 @@ def test_too_many_that_came_at_once_are_a_fault_and_no_error(
     monkeypatch.setattr(index, "_again_ns", 0)
     assert where(index, box.container_id) == paths(box)
     assert index.fault == ""
+
+
+@pytest.mark.parametrize("kind", ["v2", "v1", "hybrid"])
+def test_whoever_wants_to_is_told_of_each_new_one(kind: str, index: ContainerIndex, make_box: MakeBox) -> None:
+    assert index.update()
+    heard: list[Found] = []
+    index.heard = heard.append
+    box = make_box(kind)
+    assert index.update()
+    assert {found.directory for found in heard} == set(paths(box))
+    assert {(found.container_id, found.pod_uid) for found in heard} == {(box.container_id, box.pod_uid)}
+    index.heard = lambda found: None
+    make_box(kind)
+    assert index.update()
+    assert len(heard) == len(paths(box))
+
+
+def test_built_anew_it_tells_of_all(index: ContainerIndex, make_box: MakeBox) -> None:
+    box = make_box("v2")
+    assert index.update()
+    heard: list[Found] = []
+    index.heard = heard.append
+    index.close()
+    assert index.update()
+    assert box.container_id in {found.container_id for found in heard}

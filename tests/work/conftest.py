@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import select
 import signal
 import sys
@@ -61,9 +62,10 @@ class Bench:
         self.lives.append(pid)
 
     def common(self, processes: tuple[Whom, ...], key: str = "a") -> dict[str, Any]:
-        """What every job has."""
+        """What every job has. Each is a run of its own, unless it is changed to be of one."""
         limits = Limits(min_free_bytes=0)
-        return {"key": key, "origin": ORIGIN, "store": self.directory, "limits": limits, "processes": processes}
+        origin = msgspec.structs.replace(ORIGIN, run=secrets.token_hex(16))
+        return {"key": key, "origin": origin, "store": self.directory, "limits": limits, "processes": processes}
 
     def snapshot(self, *processes: Whom, key: str = "a", **changes: Any) -> SnapshotJob:
         """A job for these."""

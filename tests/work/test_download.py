@@ -147,6 +147,7 @@ async def test_what_is_none(bench: Bench, contained: Contained, host: LinuxHost,
     result = await fetch(bench, target, path)
     assert not result.ok
     assert why in result.reason
+    assert result.refused is (why in ("no regular file", "the kernel's own (proc)"))
     assert bench.kept() == []
     assert bench.leftovers() == []
 
@@ -173,6 +174,15 @@ async def test_the_nodes_own_root(bench: Bench, contained: Contained, spawn: Spa
     )
     assert "in the node's mount namespace" in result.reason
     assert bench.kept() == []
+
+
+async def test_one_that_has_ended(bench: Bench, contained: Contained, host: LinuxHost) -> None:
+    process = contained()
+    target = whom(process.pid, host)
+    process.kill()
+    process.wait()
+    result = await fetch(bench, target, b"/etc/passwd")
+    assert (result.ok, result.gone, result.refused) == (False, True, False)
 
 
 async def test_another_process_by_the_same_number(bench: Bench, contained: Contained, host: LinuxHost) -> None:

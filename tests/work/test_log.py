@@ -74,8 +74,17 @@ async def test_the_first_container_that_has_any(bench: Bench, pod: Path) -> None
     result = await fetch(bench, pod, containers=("gone", "app"))
     assert not result.ok
     assert "gone: its log directory" in result.reason
-    assert len(bench.kept()) == 2  # no bundle for nothing
+    assert (await fetched(bench, pod, containers=("zero",), others=True))[0] == b"z\n"
+    assert (await fetched(bench, pod, containers=("gone", "app"), others=True))[0] == b"p\n"
+    assert len(bench.kept()) == 4  # no bundle for nothing
     assert bench.leftovers() == []
+
+
+async def test_the_end_of_the_text_comes_back_where_it_is_asked_for(bench: Bench, pod: Path) -> None:
+    (pod / "app" / "0.log").write_bytes(lines("first", "second"))
+    assert "text" not in (await fetch(bench, pod)).details
+    assert (await fetch(bench, pod, tell=1000)).details["text"] == b"first\nsecond\n"
+    assert (await fetch(bench, pod, tell=8)).details["text"] == b"\nsecond\n"
 
 
 @pytest.mark.parametrize("how", ["link", "second name", "fifo", "device", "foreign", "directory", "directory link"])

@@ -31,6 +31,7 @@ from agent.work.overlay import parse_mountinfo
 from agent.work.process import capabilities, inode_of
 from agent.work.sockets import address, sockets
 from agent.work.telling import AnyFrame, Begin, Done, End, Gap, Lack, Listener, Phase, Piece, Teller, Whole
+from agent.work.unixpeers import name_of
 
 
 def printed(host: str, port: int) -> bytes:
@@ -75,31 +76,42 @@ def test_addresses() -> None:
 
 
 def test_peers_in_one_namespace() -> None:
-    found = {row["inode"]: row for row in sockets({"tcp": TCP}, {11: [(1, 3)], 12: [(2, 4)], 13: [(2, 5)]})}
+    found = {row["inode"]: row for row in sockets({"tcp": TCP}, {11: [(1, 3)], 12: [(2, 4)], 13: [(2, 5)]}, {}, {})}
     assert sorted(found) == [11, 12, 13]
     assert found[11]["peer"] == 12
     assert found[11]["peer_held_by"] == [(2, 4)]
     assert found[12]["peer"] == 11
     assert "peer" not in found[13]
     assert found[13]["remote"] == "8.8.8.8:443"
-    listening = sockets({"tcp": TCP}, {10: [(1, 2)]})
+    listening = sockets({"tcp": TCP}, {10: [(1, 2)]}, {}, {})
     assert [(row["state"], row["held_by"]) for row in listening] == [("listen", [(1, 2)])]
 
 
 def test_unix_sockets() -> None:
-    found = sockets({"unix": UNIX}, {20: [(1, 1)], 21: [(1, 2)], 22: [(1, 3)], 23: [(1, 4)]})
+    holders = {20: [(1, 1)], 21: [(1, 2)], 22: [(1, 3)], 23: [(1, 4)]}
+    found = sockets({"unix": UNIX}, holders, {21: 22, 22: 99, 23: 0}, {99: "/run/node"})
     assert [(row["path"], row["state"], row["type"]) for row in found] == [
         ("/run/a b", "listen", "stream"),
         ("", "connected", "stream"),
         ("@abstract\\xff", "unconnected", "datagram"),
     ]
+    assert [(row.get("peer"), row.get("peer_held_by"), row.get("peer_path")) for row in found] == [
+        (None, None, None),
+        (22, [(1, 3)], None),
+        (99, None, "/run/node"),
+    ]
+
+
+def test_names_of_unix_sockets() -> None:
+    assert name_of(b"/run/a b\0") == "/run/a b"
+    assert name_of(b"\0hidden\xff") == "@hidden\\xff"
 
 
 @given(st.binary(max_size=400))
 def test_any_table_is_read(table: bytes) -> None:
     holders = {inode: [(1, 1)] for inode in range(30)}
     for kind in ("tcp", "tcp6", "udp", "unix"):
-        for row in sockets({kind: HEADER + table}, holders):
+        for row in sockets({kind: HEADER + table}, holders, {}, {}):
             assert row["inode"] in holders
     assert all(mount.point is not None for mount in parse_mountinfo(table))
 

@@ -16,7 +16,7 @@ import trio
 from agent.jobs import TrafficJob, Whom
 from agent.node.host import LinuxHost
 from agent.node.procfs import namespace_inode
-from agent.work import traffic
+from agent.work import recording, traffic
 from tests.real.conftest import PATIENCE_S, Process, Spawn, comm, line, state
 from tests.work.conftest import Bench, child_of, whom
 
@@ -131,6 +131,7 @@ async def test_the_nodes_network_and_another_one(bench: Bench, spawn: Spawn, hos
     ours = whom(spawn("sleep", "600").pid, host)
     result = await bench.workers.run(job(bench, ours), 20.0)
     assert "in the node's network" in result.reason
+    assert result.refused
     target = whom(sender(spawn).pid, host)
     inode = namespace_inode(f"/proc/{target.pid}/ns/net")
     result = await bench.workers.run(job(bench, target, host_networks=(inode,)), 20.0)
@@ -178,6 +179,26 @@ async def test_its_rights(bench: Bench, spawn: Spawn, host: LinuxHost, tmp_path:
     assert f"net:[{namespace_inode(f'/proc/{target.pid}/ns/net')}]" in told
     assert "LC_ALL=C" in told
     assert "PYTHON" not in told
+
+
+async def test_ended_with_its_pod(bench: Bench, spawn: Spawn, host: LinuxHost) -> None:
+    """The namespace would live on with tcpdump in it."""
+    pod = sender(spawn)
+    target = whom(pod.pid, host)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.workers.run, job(bench, target, duration_s=60.0), 90.0)
+        (worker,) = await bench.running()
+        await bench.until(lambda: bool(tcpdump_of(worker)), "tcpdump runs")
+        await bench.until(lambda: told(tcpdump_of(worker)) > 1000, "packets were captured")
+        pod.kill()
+    (missing,) = bench.only()[0].missing
+    assert missing.why.startswith(recording.EARLY["pod"])
+    assert bench.leftovers() == []
+
+
+def told(pid: int) -> int:
+    """Bytes that it has written (proc(5), io)."""
+    return int(Path(f"/proc/{pid}/io").read_text().split()[3])
 
 
 @pytest.mark.parametrize("how", ["cancelled", "worker killed"])

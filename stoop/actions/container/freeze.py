@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from stoop.actions.container.init import protected_init
 from stoop.actions.holding import DEFAULT_TTL, Ttl, check_ttl, ttl_ns
-from stoop.node import NodeHost
+from stoop.node import ContainerFacts, NodeHost
 from stoop.spec import (
     ActContext,
     Action,
@@ -55,7 +55,8 @@ def check(params: FreezeParameters) -> Iterator[ParameterFault]:
 SPEC = ActionSpec(
     name="container:freeze",
     description="Freezes every process of the container where it stands, by the kernel's freezer. Nothing is lost and "
-    "nothing runs on; after `ttl` it goes on, or is killed. The kubelet sees its probes fail meanwhile and may restart "
+    "nothing runs on; after `ttl` it goes on, or is killed (after a "
+    "snapshot, with `evidence_first`). The kubelet sees its probes fail meanwhile and may restart "
     "it: a liveness probe ends a freeze, after `periodSeconds` × `failureThreshold`.",
     parameters=FreezeParameters,
     check=check,
@@ -104,7 +105,7 @@ def begin(ctx: ActContext) -> Outcome | Begun:
         return Outcome(Verdict.REFUSED, "no container was found for it")
     if reversal.state["was_frozen"]:
         return Outcome(Verdict.SKIPPED, "it was frozen already, and not by Stoop: left to whoever did it")
-    reason = protected_init(ctx.host, ctx.protects, container)
+    reason = protected_init(ctx, container)
     if reason:
         return Outcome(Verdict.REFUSED, reason)
     if not ctx.host.freeze(container, True) and ctx.host.is_frozen(container):
@@ -148,7 +149,13 @@ async def at_end(host: NodeHost, state: dict[str, Any]) -> Outcome:
     host.kill_container(container)
     host.freeze(container, False)  # v1: SIGKILL takes effect only now
     await host.wait_container_empty(container)
-    return Outcome(Verdict.DONE, "killed, as the rule says", {"count": len(container.members)})
+    details = {"container_id": container.container_id, "count": len(container.members)}
+    return Outcome(Verdict.DONE, "killed, as the rule says", details)
+
+
+def at_end_destroys(host: NodeHost, state: dict[str, Any]) -> ContainerFacts | None:
+    """The container, where the rule said so. Raises TargetGone, TargetRefused."""
+    return host.find_container(state["container_id"]) if state["then"] == "kill" else None
 
 
 async def drift(host: NodeHost, state: dict[str, Any]) -> str:
@@ -167,5 +174,6 @@ ACTION = Action(
     plan=plan,
     undo=undo,
     at_end=at_end,
+    at_end_destroys=at_end_destroys,
     drift=drift,
 )

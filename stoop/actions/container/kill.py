@@ -7,7 +7,6 @@ It destroys: what the container held in memory is lost. The kubelet or the runti
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ import trio
 
 from stoop.actions.container.init import hold_init
 from stoop.errors import ActFailed, TargetGone, TargetRefused
-from stoop.node import ContainerFacts, HeldProcess, NodeHost, ProcessFacts
+from stoop.node import ContainerFacts, HeldProcess, NodeHost
 from stoop.spec import (
     ActContext,
     Action,
@@ -72,18 +71,18 @@ class HeldContainer:
             self.init.close()
 
 
-def begin_whole(host: NodeHost, protects: Callable[[ProcessFacts], str], container: ContainerFacts) -> Outcome | Begun:
+def begin_whole(ctx: ActContext, container: ContainerFacts) -> Outcome | Begun:
     """Kill a whole container: refused, skipped, failed, or begun (`verify_whole` goes on)."""
     if not container.members:
         return Outcome(Verdict.SKIPPED, "no process is left in the container")
     held = HeldContainer(container, None)
     try:
-        held.init = hold_init(host, container)
-        reason = protects(held.init.facts) if held.init is not None else ""
+        held.init = hold_init(ctx, container)
+        reason = ctx.protects(held.init.facts) if held.init is not None else ""
         if reason:
             held.close()
             return Outcome(Verdict.REFUSED, f"the container's init: {reason}")
-        host.kill_container(container)
+        ctx.host.kill_container(container)
         if held.init is not None:
             held.init.signal(signal.SIGKILL)
     except TargetGone as error:
@@ -131,7 +130,7 @@ def begin(ctx: ActContext) -> Outcome | Begun:
     """Kill the container that is held in the context."""
     if ctx.container is None:
         return Outcome(Verdict.REFUSED, "no container was found for it")
-    return begin_whole(ctx.host, ctx.protects, ctx.container)
+    return begin_whole(ctx, ctx.container)
 
 
 async def verify(ctx: ActContext, begun: Begun) -> Outcome:

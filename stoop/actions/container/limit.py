@@ -159,7 +159,7 @@ def begin(ctx: ActContext) -> Outcome | Begun:
     container, reversal = ctx.container, ctx.reversal
     if container is None or reversal is None:
         return Outcome(Verdict.REFUSED, "no container was found for it")
-    reason = protected_init(ctx.host, ctx.protects, container)
+    reason = protected_init(ctx, container)
     if reason:
         return Outcome(Verdict.REFUSED, reason)
     changes = _changes(reversal.state)

@@ -8,9 +8,15 @@ from typing import Annotated
 from msgspec import Meta
 
 from stoop import values
+from stoop.actions.evidence import acting, reading, traffic
 from stoop.actions.evidence.bounds import size
+from stoop.actions.evidence.traffic import MAX_SECONDS
 from stoop.spec import (
+    ActContext,
+    Action,
     ActionSpec,
+    Begun,
+    Outcome,
     OutputUse,
     ParameterFault,
     Parameters,
@@ -21,9 +27,6 @@ from stoop.spec import (
 from stoop.units import parse_size
 
 DEFAULT_SECONDS = 5
-MAX_SECONDS = 3600
-"""A capture has a worker of eight for as long as it lasts."""
-
 MAX_SNAPLEN = 262_144
 """Bytes of a packet that tcpdump keeps at most."""
 
@@ -70,10 +73,11 @@ SPEC = ActionSpec(
     # Nothing was changed.
     continue_default=True,
     sources=("syscall",),
+    needs=(("proc.pid", "container.id"),),
+    idempotent=True,
     blocking=True,
     output=OutputUse.ALLOWED,
-    # The namespace of another's process; to enter it; to be nobody there; to hear packets; to end what is nobody's.
-    node_rights=("CAP_SYS_PTRACE", "CAP_SYS_ADMIN", "CAP_SETUID", "CAP_SETGID", "CAP_NET_RAW", "CAP_KILL"),
+    node_rights=traffic.NODE_RIGHTS,
     example="""\
 - action: Keep its traffic
   actionner: evidence:pcap
@@ -86,4 +90,20 @@ SPEC = ActionSpec(
   actions:
     - action: Keep its traffic
 """,
+)
+
+
+async def verify(ctx: ActContext, begun: Begun) -> Outcome:
+    """Capture it."""
+    params: PcapParameters = ctx.params
+    return await traffic.take(ctx, params.seconds, params.snaplen, params.bytes)
+
+
+ACTION = Action(
+    spec=SPEC,
+    begin=reading.begin,
+    verify=verify,
+    overdue=acting.overdue,
+    deadline_s=lambda params: traffic.answer_s(params.seconds, params.bytes),
+    lane=traffic.LANE,
 )

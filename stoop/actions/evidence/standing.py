@@ -39,9 +39,7 @@ class Standing:
         container = container_of(self._ctx)
         if container is None:
             raise TargetRefused("it is in no container (scope: container)")
-        reason = self._ctx.protects_container(container) or protected_init(
-            self._ctx.host, self._ctx.protects, container
-        )
+        reason = self._ctx.protects_container(container) or protected_init(self._ctx, container)
         if reason:
             raise TargetRefused(reason)
         self.container = container

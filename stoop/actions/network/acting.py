@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from stoop.actions.holding import ttl_ns
+from stoop.actions.named import named
 from stoop.errors import ActFailed, TargetError, TargetGone, TargetRefused
 from stoop.network import Applied, UndoReport
-from stoop.node import ContainerFacts, NetworkHands, NodeHost, ProcessFacts
+from stoop.node import NetworkHands, NodeHost
 from stoop.spec import (
     ActContext,
     Begun,
@@ -49,7 +50,7 @@ async def cut(ctx: ActContext, policy: Callable[[ActContext], Any]) -> Outcome:
         return Outcome(Verdict.REFUSED, "no container was found for it")
     try:
         hands = _hands(ctx.host)
-        facts = ctx.host.namespaces_of(ctx.container, _named(ctx, ctx.container))
+        facts = ctx.host.namespaces_of(ctx.container, named(ctx, ctx.container))
         held = ctx.host.hold(facts.holder_pid)
         try:
             applied = await hands.cut(held, reversal.state["act"], policy(ctx), keep)
@@ -62,19 +63,6 @@ async def cut(ctx: ActContext, policy: Callable[[ActContext], Any]) -> Outcome:
     details = _details(applied) | ({"process_elsewhere": list(facts.elsewhere)} if facts.elsewhere else {})
     weaker = f"weaker than meant: {'; '.join(applied.weaker[:MAX_TOLD])}" if applied.weaker else ""
     return Outcome(Verdict.DONE, weaker, details)
-
-
-def _named(ctx: ActContext, container: ContainerFacts) -> ProcessFacts | None:
-    """The process that the alert names, if it is in the container now: only to tell where it sits. None: not known."""
-    pid = ctx.fields.get("proc.pid")
-    if isinstance(pid, bool) or not isinstance(pid, int):
-        return None
-    try:
-        held = ctx.host.hold(pid)
-    except TargetError:
-        return None
-    held.close()
-    return held.facts if held.facts.container_id == container.container_id else None
 
 
 def _details(applied: Applied) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def _container(ctx: ActContext, process: HeldProcess, signo: int) -> Outcome | B
         return Outcome(Verdict.REFUSED, reason)
     if signo != signal.SIGKILL:
         return _gathered(ctx, process, signo, container)
-    begun = begin_whole(ctx.host, ctx.protects, container)
+    begun = begin_whole(ctx, container)
     if isinstance(begun, Outcome):
         return begun
     return Begun(begun.held, {"signal": "KILL", "scope": "container"} | begun.details)

@@ -90,6 +90,19 @@ class Pod:
         made.begin(command, (*flags, *options))
         return made
 
+    def again(self, container: Container, *command: str) -> Container:
+        """Start a container that ended once more, as the kubelet does: what is left of it goes, another of its name
+        comes under another id."""
+        container.remove()
+        return self.container(*command, name=container.name, attempt=container.attempt + 1)
+
+    def renew(self) -> None:
+        """Another sandbox in place of one that ended, in the same pod: the kubelet ends all its containers before."""
+        for container in (*self.containers, self.sandbox):
+            container.remove()
+        self.sandbox = Container(self, "", kind="sandbox", attempt=self.sandbox.attempt + 1)
+        self.begin()
+
     def forget(self) -> None:
         """Remove its cgroups and log files, as the kubelet does when all its containers have gone."""
         for root in self.node.cgroups.directories:

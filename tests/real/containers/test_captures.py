@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import secrets
 import shutil
 from pathlib import Path
 
 import pytest
 import trio
 
-from agent.jobs import DownloadJob, LogJob, TrafficJob, Whom
+from agent.jobs import DownloadJob, Job, LogJob, TrafficJob, Whom
 from agent.node.host import LinuxHost
 from agent.node.procfs import namespace_inode
+from agent.orders import Orders
+from stoop.captures import About, SnapshotWanted
+from stoop.evidence.limits import Limits
 from tests.real.conftest import await_that
 from tests.real.containers.node import Node
 from tests.work.conftest import Bench, whom
@@ -75,3 +80,49 @@ async def test_the_traffic(the_node: Node, bench: Bench, host: LinuxHost) -> Non
     inode = namespace_inode(shared.netns)
     job = TrafficJob(**bench.common((inside,)), program=TCPDUMP, network=inode, host_networks=(inode,))
     assert "in the node's network" in (await bench.workers.run(job, 20.0)).reason
+
+
+# An overlay that the container made itself, with a directory that it would like to see listed, and a root in it.
+DISGUISE = "; ".join(
+    (
+        "set -e",
+        "mount -t tmpfs tmpfs /tmp",
+        "mkdir -p /tmp/lower/bin /tmp/etc /tmp/work /tmp/root",
+        "cp /bin/busybox /tmp/lower/bin/busybox",
+        "ln -s busybox /tmp/lower/bin/sleep",
+        "echo evil > /evil",
+        "mount -t overlay -o lowerdir=/tmp/lower,upperdir=/tmp/etc,workdir=/tmp/work overlay /tmp/root",
+        "touch /tmp/root/harmless",
+        "exec chroot /tmp/root sleep 600",
+    )
+)
+
+
+async def test_the_runtimes_word_on_what_changed(the_node: Node, bench: Bench) -> None:
+    """A container whose mount table shows another overlay as its root: the one that the runtime mounted is listed."""
+    container = the_node.pod().container("sh", "-c", DISGUISE, options=("--privileged",))
+    await_that(lambda: Path(f"/proc/{container.init_pid}/root/harmless").exists(), "it has another root")
+    assert "upperdir=/tmp/etc" in await trio.Path(f"/proc/{container.init_pid}/mountinfo").read_text()
+    host = LinuxHost(root=str(the_node.root), reference_pid=the_node.pid)
+    try:
+        job = _order(bench, host, container.init_pid)
+    finally:
+        host.close()
+    result = await bench.workers.run(job, 20.0)
+    assert result.ok, result
+    manifest, parts = bench.only()
+    assert manifest.notes["upper_told_by"] == "runtime"
+    assert manifest.notes["upper"].endswith(str(container.upper))
+    assert "/evil" in {json.loads(each)["path"] for each in parts["upper.ndjson"].splitlines()}
+    assert b"harmless" not in parts["upper.ndjson"]
+
+
+def _order(bench: Bench, host: LinuxHost, pid: int) -> Job:
+    """The job for a snapshot of a process's container, as the agent makes it."""
+    with host.hold(pid) as held:
+        facts = held.facts
+        box = host.find_container(facts.container_id)
+    orders = Orders("node-1", "boot", bench.directory, Limits(min_free_bytes=0), host)
+    about = About("", secrets.token_hex(16), "", "A rule", "Keep it", "evidence:snapshot")
+    wanted = SnapshotWanted(about=about, deadline_s=20.0, executable_bytes=0, log_bytes=0, changes=True)
+    return orders.job(wanted, (facts,), box)

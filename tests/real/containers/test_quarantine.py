@@ -19,7 +19,7 @@ from agent.node.procfs import namespace_inode
 from stoop.actions.file import quarantine
 from tests.real.containers.node import Node
 from tests.real.containers.pod import Container
-from tests.work.conftest import ORIGIN, Bench, whom
+from tests.work.conftest import Bench, whom
 from tests.work.conftest import _importable as _importable
 from tests.work.conftest import bench as bench
 
@@ -41,8 +41,8 @@ class Held:
         self.upper = str(container.upper)
 
     def _common(self) -> dict[str, Any]:
-        origin = msgspec.structs.replace(ORIGIN, act=ACT)
-        return self.bench.common((self.target,)) | {"origin": origin, "upper": self.upper}
+        common = self.bench.common((self.target,))
+        return common | {"origin": msgspec.structs.replace(common["origin"], act=ACT), "upper": self.upper}
 
     async def keep(self, path: bytes, **changes: Any) -> Result:
         """The first half."""

@@ -62,6 +62,19 @@ def test_a_process_s_pod_is_read_from_the_runtime_s_files(the_node: Node, host: 
     assert (sandbox.namespace, sandbox.container, sandbox.sandbox_id) == (told("shop"), Told(), pod.sandbox.id)
 
 
+def test_its_upper_directory_is_as_the_runtime_mounted_it(the_node: Node, host: LinuxHost) -> None:
+    """Whatever the container mounts: only the node's own table and the root-only bundle are asked."""
+    pod = the_node.pod("web-1", "shop")
+    one, two = pod.container("sleep", "1000", name="app"), pod.container("sleep", "1000", name="side")
+    for container in (one, two):
+        container.run("sh", "-c", "echo here > /tmp/mark")
+        upper = host.upper_of(host.find_container(container.id))
+        assert (upper.directory, upper.why) == (f"{the_node.root}{container.upper}", "")
+        assert Path(upper.directory, "tmp/mark").read_text() == "here\n"
+        device = os.stat(f"/proc/{container.init_pid}/root/").st_dev
+        assert upper.device == f"{os.major(device)}:{os.minor(device)}"
+
+
 def test_without_the_runtime_s_files_the_kubelet_s_directories_tell_it(the_node: Node, tmp_path: Path) -> None:
     pod = the_node.pod("web-1", "shop")
     container = pod.container("sleep", "1000", name="app")
