@@ -238,8 +238,22 @@ class TidyJob(Job, frozen=True, kw_only=True, tag=True):
     before_ns: int = 0
 
 
+class DeliverJob(Job, frozen=True, kw_only=True, tag=True):
+    """Copy this part ("" for all) of a bundle into a folder, under this name; without a name only look at the folder.
+
+    `state_dir`: where it must not be. `Result.details`: `fate` (agent.letters.Fate), `bytes`, `sha256`.
+    """
+
+    folder: str
+    state_dir: str
+    name: str = ""
+    bundle: str = ""
+    part: str = ""
+
+
 AnyJob = (
-    SnapshotJob
+    DeliverJob
+    | SnapshotJob
     | MemoryJob
     | LogJob
     | DownloadJob
