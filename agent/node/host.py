@@ -127,6 +127,13 @@ class LinuxHost:
         """Every living descendant of now, parents before children, at most MAX_DESCENDANTS."""
         return self._procfs.descendants(pid, MAX_DESCENDANTS)
 
+    def children(self, pid: int) -> tuple[int, ...]:
+        """Its living children of now; () when it has gone."""
+        try:
+            return tuple(self._procfs.children(pid))
+        except (FileNotFoundError, ProcessLookupError):
+            return ()
+
     def session_entry(self, facts: ProcessFacts) -> tuple[int, tuple[int, ...]]:
         """The exec entry that a container's process belongs to, and all its members, the entry first.
 
