@@ -325,7 +325,7 @@ def bounded(make_box: MakeBox) -> Iterator[Box]:
     if pids is None:
         pytest.skip("no pids controller of cgroup v1 is mounted here: a fork storm could not be bounded")
     made = make_box("v2", name="storm")
-    directory = pids / f"stoop-test-storm-{os.getpid()}"
+    directory = pids / f"stoop-test-{os.getpid()}-storm"
     directory.mkdir()
     (directory / "pids.max").write_text(str(STORMING))
     box = Box("", "", made.v2, directory)
