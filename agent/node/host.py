@@ -164,9 +164,9 @@ class LinuxHost:
         """
         return self._pods.of(container_id, pod_uid)
 
-    def pod_now(self, container_id: str, pod_uid: str) -> PodFacts:
-        """As `pod_of`, looked at anew; only what the runtime's own files tell is remembered."""
-        return self._pods.now(container_id, pod_uid)
+    def pod_by_runtime(self, container_id: str, pod_uid: str) -> PodFacts:
+        """As `pod_of`, by the runtime's own word alone, looked at anew until it is there."""
+        return self._pods.by_runtime(container_id, pod_uid)
 
     def containers(self) -> Iterator[Found]:
         """Each container's cgroup of now. Raises TargetRefused where there are too many to look through."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from tests.real.conftest import alive
 from tests.real.containers.cgroups import PREFIX, hierarchies
 
-MARK = "STOOP_TEST_NODE"
+MARK = "NODE_OF_STOOPS_TESTS"
 """In the environment of whatever these tests start: their pid."""
 
 WATCHED = ("/run", "/var/lib", "/var/log", "/etc", "/opt")
