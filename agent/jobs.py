@@ -27,6 +27,9 @@ MAX_FDS = 200
 MAX_PROCESSES = 4096
 """Processes of one job."""
 
+DOCKER = "/var/lib/docker/containers"
+"""Docker's directory of containers (`data-root` in its configuration moves it)."""
+
 READY = 0
 """The id that no job has."""
 
@@ -56,11 +59,12 @@ class Box(msgspec.Struct, frozen=True):
 
 class LogTail(msgspec.Struct, frozen=True):
     """The end of a log: a name below a directory that only root can write; no link in between is followed. A name that
-    ends with `/`: the newest `<count>.log` in that directory."""
+    ends with `/`: the newest `<count>.log` in that directory. `docker`: as in `LogJob`."""
 
     directory: str
     name: str
     bytes: int = 256 * 1024
+    docker: str = DOCKER
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -103,6 +107,7 @@ class LogJob(Job, frozen=True, kw_only=True, tag=True):
     it. `containers`: tried in this order until one has a line; () tries all, and so does `others` after those.
     `attempt`: of the container's instances the one with this number; negative for all, newest first. `bytes`: of the
     text; older lines are left out. `tell`: bytes of its end that are in `Result.details["text"]` too.
+    `docker`: where Docker has its containers, for a file that is a link to its log.
     """
 
     directory: str
@@ -113,6 +118,7 @@ class LogJob(Job, frozen=True, kw_only=True, tag=True):
     lines: int = 20
     bytes: int = 4 * 1024 * 1024
     tell: int = 0
+    docker: str = DOCKER
 
 
 class DownloadJob(Job, frozen=True, kw_only=True, tag=True):
@@ -232,8 +238,22 @@ class TidyJob(Job, frozen=True, kw_only=True, tag=True):
     before_ns: int = 0
 
 
+class DeliverJob(Job, frozen=True, kw_only=True, tag=True):
+    """Copy this part ("" for all) of a bundle into a folder, under this name; without a name only look at the folder.
+
+    `state_dir`: where it must not be. `Result.details`: `fate` (agent.letters.Fate), `bytes`, `sha256`.
+    """
+
+    folder: str
+    state_dir: str
+    name: str = ""
+    bundle: str = ""
+    part: str = ""
+
+
 AnyJob = (
-    SnapshotJob
+    DeliverJob
+    | SnapshotJob
     | MemoryJob
     | LogJob
     | DownloadJob

@@ -229,6 +229,10 @@ class NodeHost(Lookup, Protocol):
         """Every living descendant of now, parents before children."""
         ...
 
+    def children(self, pid: int) -> tuple[int, ...]:
+        """Its living children of now, of all its threads; () when it has gone."""
+        ...
+
     def session_entry(self, facts: ProcessFacts) -> tuple[int, tuple[int, ...]]:
         """The exec entry that a container's process belongs to, and all its members. Raises TargetRefused."""
         ...

@@ -213,11 +213,13 @@ class Begun(msgspec.Struct, frozen=True):
     """An act that was begun and has yet to be verified. `held` are further processes it holds; verify closes them.
 
     `acted` False: nothing was done yet. The act blocks, so `verify` does all of it, in the lane.
+    `deadline_s`: how long this very one may take, where it was seen to take longer than its like (0: as usual).
     """
 
     held: tuple[Any, ...] = ()
     details: dict[str, Any] = {}
     acted: bool = True
+    deadline_s: float = 0.0
 
 
 Plan = Callable[[ActContext], Outcome | Reversal]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from agent.jobs import (
     AnyJob,
     AsideJob,
+    DeliverJob,
     DownloadJob,
     KeepFileJob,
     LogJob,
@@ -20,7 +21,7 @@ from agent.jobs import (
     TrafficJob,
     encode,
 )
-from agent.work import disuse, download, log, memory, quarantine, scribe, snapshot, syscalls, traffic
+from agent.work import deliver, disuse, download, log, memory, quarantine, scribe, snapshot, syscalls, traffic
 from stoop.errors import StoopError, TargetGone, TargetRefused
 from stoop.evidence.store import Store
 
@@ -51,6 +52,7 @@ PERFORM: dict[type[AnyJob], Perform] = {
     TrafficJob: _bundled(traffic.read),
     KeepFileJob: _bundled(quarantine.read),
     AsideJob: disuse.perform,
+    DeliverJob: deliver.perform,
     SyscallsJob: _bundled(syscalls.read),
     ProbeJob: syscalls.probe,
     TidyJob: _tidy,

@@ -27,9 +27,10 @@ from stoop.evidence import manifest as manifests
 from stoop.evidence import pins
 from stoop.evidence.draft import Draft, Kept
 from stoop.evidence.head import HEAD, Coming, Head, read_head, write_head
-from stoop.evidence.limits import DIRECTORY, Limits
+from stoop.evidence.limits import DELIVERIES, DIRECTORY, Limits
 from stoop.evidence.manifest import SUFFIX, Link, Origin
 from stoop.evidence.reading import BundleError, BundleReader
+from stoop.evidence.retention import Kept as Stays
 from stoop.evidence.retention import choose
 from stoop.evidence.writing import BundleWriter
 
@@ -209,17 +210,28 @@ class Store:
             with contextlib.suppress(FileNotFoundError):
                 found = os.stat(bundle + SUFFIX, dir_fd=self.fd, follow_symlinks=False)
                 sizes.append((bundle, found.st_size))
-        going = choose(sizes, self.limits, self.now_ns() / 1e9, self._last_of, pins.pinned(self.fd))
+        kept = Stays(head.sequence, self._waiting(), pins.pinned(self.fd))
+        going = choose(sizes, self.limits, self.now_ns() / 1e9, self._last_of, kept)
         names = [each.bundle for each in going]
         staying = [size for bundle, size in sizes if bundle not in names]
         self.holds = {"bytes": sum(staying), "bundles": len(staying)}
         if going:
-            # One that was pinned goes late: what came after it may have gone before.
-            self._keep_head(msgspec.structs.replace(head, oldest=max(head.oldest, going[-1].sequence + 1)))
+            # One that was pinned or waited goes late: what came after it may have gone before.
+            self._keep_head(
+                msgspec.structs.replace(head, oldest=max(head.oldest, *(each.sequence + 1 for each in going)))
+            )
         for bundle in names:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(bundle + SUFFIX, dir_fd=self.fd)
         return names
+
+    def _waiting(self) -> frozenset[str]:
+        """Bundles that are still to be sent: `../deliveries/BUNDLE.ACT.json`."""
+        try:
+            names = os.listdir(os.path.join(os.path.dirname(self.directory), DELIVERIES))
+        except OSError:
+            return frozenset()
+        return frozenset(name.partition(".")[0] for name in names if name.endswith(".json"))
 
     def _last_of(self, bundle: str) -> int:
         """The newest sequence of a bundle; what its name says where it can't be read."""
