@@ -55,12 +55,22 @@ OUTPUT = ("kubernetes:download", "kubernetes:tcpdump", "kubernetes:sysdig")
 """Those of which a rule must say where their data goes."""
 
 
+_destination = [""]
+
+
+@pytest.fixture(autouse=True)
+def _into_a_directory_of_the_test(tmp_path: Path) -> None:
+    """Where the rules of `capture` send data to."""
+    (tmp_path / "sent").mkdir()
+    _destination[0] = str(tmp_path / "sent")
+
+
 def capture(actionner: str, *, output: bool | None = None, dry_run: bool = False, **parameters: Any) -> str:
     """A rule named after its act. `output`: None for one where it must be."""
     step: dict[str, Any] = {"action": f"Do {actionner}", "actionner": actionner, "continue": "true"}
     step["parameters"] = PARAMETERS[actionner] | parameters
     if actionner in OUTPUT if output is None else output:
-        step["output"] = {"target": "local:file", "parameters": {"destination": "/tmp"}}
+        step["output"] = {"target": "local:file", "parameters": {"destination": _destination[0]}}
     made = {"rule": actionner, "match": {"rules": [actionner]}, "actions": [step]}
     return "\n- " + json.dumps(made | ({"dry_run": "true"} if dry_run else {}))
 
