@@ -58,8 +58,8 @@ class AgentOnNode(Agent):
 
 
 def acts_of(agent: Agent) -> list[Row]:
-    """Records of acts, in their order."""
-    return [row for row in agent.rows() if not row["details"].get("undoes")]
+    """Records of acts, in their order: not of what was given back, nor of what was sent of them."""
+    return [row for row in agent.rows() if not {"undoes", "delivers"} & row["details"].keys()]
 
 
 def undone(agent: Agent) -> list[Row]:

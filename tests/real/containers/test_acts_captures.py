@@ -55,12 +55,22 @@ OUTPUT = ("kubernetes:download", "kubernetes:tcpdump", "kubernetes:sysdig")
 """Those of which a rule must say where their data goes."""
 
 
+_destination = [""]
+
+
+@pytest.fixture(autouse=True)
+def _into_a_directory_of_the_test(tmp_path: Path) -> None:
+    """Where the rules of `capture` send data to."""
+    (tmp_path / "sent").mkdir()
+    _destination[0] = str(tmp_path / "sent")
+
+
 def capture(actionner: str, *, output: bool | None = None, dry_run: bool = False, **parameters: Any) -> str:
     """A rule named after its act. `output`: None for one where it must be."""
     step: dict[str, Any] = {"action": f"Do {actionner}", "actionner": actionner, "continue": "true"}
     step["parameters"] = PARAMETERS[actionner] | parameters
     if actionner in OUTPUT if output is None else output:
-        step["output"] = {"target": "local:file", "parameters": {"destination": "/tmp"}}
+        step["output"] = {"target": "local:file", "parameters": {"destination": _destination[0]}}
     made = {"rule": actionner, "match": {"rules": [actionner]}, "actions": [step]}
     return "\n- " + json.dumps(made | ({"dry_run": "true"} if dry_run else {}))
 
@@ -152,19 +162,18 @@ def test_trying_keeps_nothing(how: str, make_on_node: MakeOnNode, scene: Scene) 
 
 
 @needs_tcpdump
-@pytest.mark.parametrize("actionner", ALWAYS)
-def test_it_keeps_and_changes_nothing_also_twice(actionner: str, make_on_node: MakeOnNode, scene: Scene) -> None:
-    agent = make_on_node(capture(actionner))
+def test_it_keeps_and_changes_nothing_also_twice(make_on_node: MakeOnNode, scene: Scene) -> None:
+    agent = make_on_node("".join(map(capture, ALWAYS)))
     said(scene.victim, "one\ntwo\nthree")
     scene.victim.run("sh", "-c", "echo evil > /tmp/evil")
     before, inside = scene.whole(), pod_files(scene)
-    for count in (1, 2):
+    for number, actionner in enumerate((*ALWAYS, *ALWAYS)):
         record = agent.answer(told_of(scene.victim, rule=actionner, fd_name="/tmp/evil"))
-        assert (record["outcome"], record["reason"]) == ("done", ""), record
+        assert (record["actionner"], record["outcome"], record["reason"]) == (actionner, "done", ""), record
         assert record["target"]["container_id"] == scene.victim.id
         target, data = kept(agent, record)
         assert (target["container_id"], target["pod"]) == (scene.victim.id, "web-1")
-        assert len(bundles(agent)) == count
+        assert len(bundles(agent)) == number + 1
         if actionner == "kubernetes:log":
             assert (data, record["details"]["log"]) == (b"two\nthree\n", ["two", "three"])
         elif actionner == "kubernetes:download":
@@ -514,30 +523,32 @@ STAND_IN = """#!/bin/sh
 """
 
 
-@pytest.mark.parametrize("scope", ["pod", "node"])
-def test_a_program_in_the_place_of_sysdig_is_told_whom_to_capture(
-    scope: str, the_node: Node, scene: Scene, tmp_path: Path
-) -> None:
+def test_a_program_in_the_place_of_sysdig_is_told_whom_to_capture(the_node: Node, scene: Scene, tmp_path: Path) -> None:
     """All of the act but the program, for which there is no driver here: the pod's containers and no other's."""
     (tmp_path / "sysdig").write_text(STAND_IN)
     (tmp_path / "sysdig").chmod(0o755)
-    agent = on_node(the_node, tmp_path, capture("kubernetes:sysdig", scope=scope, buffer_size=0, duration=3, image="x"))
+    named = '["kubernetes:sysdig"]'
+    of_the_pod = capture("kubernetes:sysdig", buffer_size=0, duration=3, image="x").replace(named, '["pod"]')
+    of_the_node = (
+        capture("kubernetes:sysdig", scope="node").replace(named, '["node"]').replace("kubernetes", "node's", 1)
+    )
+    agent = on_node(the_node, tmp_path, of_the_pod + of_the_node)
     agent.more_environment["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
     try:
         agent.start()
         before, inside = scene.whole(), pod_files(scene)
-        record = agent.answer(told_of(scene.victim, rule="kubernetes:sysdig"))
+        record = agent.answer(told_of(scene.victim, rule="pod"))
         assert (record["outcome"], record["reason"]) == ("done", ""), record
         assert record["details"]["data"] == {"part": "sysdig.scap.gz", "name": "sysdig.scap.gz"}
         assert "no Job is created" in record["details"]["ignored"]["image"]
-        told = gzip.decompress(kept(agent, record)[1]).decode().splitlines()
-        assert told[:8] == ["--modern-bpf", "-M", "3", "-s", "2048", "-z", "-w", "-"]
-        ids = [each.id[:12] for each in (scene.victim, scene.sibling, scene.pod.sandbox)]
-        asked = told[8] if scope == "pod" else ""
-        assert set(asked.removeprefix("container.id in (").removesuffix(")").split(", ")) == (
-            set(ids) if asked else {""}
-        )
-        assert len(told) == (10 if scope == "pod" else 9)
+        *told, asked, _ = gzip.decompress(kept(agent, record)[1]).decode().splitlines()
+        assert told == ["--modern-bpf", "-M", "3", "-s", "2048", "-z", "-w", "-"]
+        ids = {each.id[:12] for each in (scene.victim, scene.sibling, scene.pod.sandbox)}
+        assert set(asked.removeprefix("container.id in (").removesuffix(")").split(", ")) == ids
+        record = agent.answer(told_of(scene.victim, rule="node"))
+        assert (record["outcome"], record["details"].get("ignored")) == ("done", None), record
+        *told, _ = gzip.decompress(kept(agent, record)[1]).decode().splitlines()
+        assert told == ["--modern-bpf", "-M", "1", "-s", "2048", "-z", "-w", "-"]
         assert (scene.whole(), pod_files(scene)) == (before, inside)
     finally:
         agent.close()
