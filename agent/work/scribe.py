@@ -209,6 +209,7 @@ class _Scribe:
         try:
             tie_to_parent(parent)
             self._sock.close()
+            self._draft.leave()  # one that hangs for ever would keep a file that is removed
             teller = Teller(fd, self._step, self._writer.told, frozenset(self.hung))
             self._read(teller, self._job, self._fds)
             teller.done()

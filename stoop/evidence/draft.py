@@ -166,6 +166,12 @@ class Draft:
         self._name = ""
         return Kept(bundle, writer.written, place.sequence, place.manifest, len(parts), writer.missing_count, apart)
 
+    def leave(self) -> None:
+        """In a process forked from the writer's: hold neither the file nor its lock, which are the writer's."""
+        os.close(self._fd)
+        self._store.close()
+        self._fd, self._name = -1, ""
+
     def close(self) -> None:
         """Let go; what was not committed is removed. Idempotent."""
         if self._fd >= 0:
