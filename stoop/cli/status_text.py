@@ -44,6 +44,8 @@ def _findings(status: Mapping[str, Any]) -> Iterator[str]:
         yield f"disarmed: {rule}: {reason} (`stoop arm`)"
     for act, trouble in _part(_part(status, "holds"), "trouble").items():
         yield f"held by act {str(act)[:12]}: {trouble} (`stoop active`)"
+    for store, trouble in _part(_part(status, "deliveries"), "trouble").items():
+        yield f"evidence can't be sent to {store}: {_value(trouble)}; it is tried again"
     yield from _vitals_findings(_part(status, "heartbeat"), _part(status, "pacemaker"))
     journal = _part(status, "journal")
     if error := journal.get("error"):
@@ -94,6 +96,7 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[Text]:
         ("counts", _counts(status)),
         ("queue", _value(status.get("queue"))),
         ("held", str(_part(status, "holds").get("count") or "")),
+        ("to send", str(_part(status, "deliveries").get("waiting") or "")),
         ("feed", _feed(status)),
         ("heart", _heartbeat(_part(status, "heartbeat"))),
         ("pace", _pacemaker(_part(status, "pacemaker"))),
