@@ -12,11 +12,10 @@ from tests.e2e.conftest import Agent
 from tests.real.apiserver.cluster import Cluster
 from tests.real.apiserver.sources import RIGHTS
 from tests.real.conftest import alive, await_that, pytest_runtest_setup
-from tests.real.containers.conftest import one_node, the_node
-from tests.real.containers.node import Node
+from tests.real.containers.node import Node, missing, node
 from tests.real.containers.on_node import told_of
 
-__all__ = ["one_node", "pytest_runtest_setup", "the_node"]
+__all__ = ["pytest_runtest_setup"]
 
 pytestmark = [pytest.mark.root, pytest.mark.real]
 
@@ -43,6 +42,16 @@ class AgentBeside(Agent):
             "--",
             *super().command(*words),
         ]
+
+
+@pytest.fixture(scope="module")
+def the_node() -> Iterator[Node]:
+    """A node of these tests alone: others start the API server anew, which would be a difference of the machine."""
+    reason = missing()
+    if reason:
+        pytest.skip(reason)
+    with node() as made:
+        yield made
 
 
 @pytest.fixture
