@@ -18,10 +18,6 @@ WEAK_NS = 10_000_000_000
 """What the runtime's own files did not tell is asked again after this time: they may be seen by then."""
 
 
-EXPECTED_NS = 1_000_000_000
-"""The same, where nobody asked yet: the container has just come, and the rest of its files may be written by then."""
-
-
 class Pods:
     """Tells a container's pod. What the runtime's files told stays true: an id is never given to another container."""
 
@@ -38,13 +34,15 @@ class Pods:
         if known is not None and (not known[1] or self._mono_ns() < known[1]):
             self._known.move_to_end(key)
             return known[0]
-        return self._remember(key, self._look(container_id, pod_uid), WEAK_NS)
+        return self._remember(key, self._look(container_id, pod_uid))
 
     def expect(self, container_id: str, pod_uid: str) -> None:
-        """Somebody may ask about this container soon: look now, when nobody waits for it."""
-        key = (container_id, pod_uid)
-        if key not in self._known:
-            self._remember(key, self._look(container_id, pod_uid), EXPECTED_NS)
+        """Somebody may ask about this container soon: look now, when nobody waits for it.
+
+        Only the runtime's own word is remembered: its files may be written a moment later, and before the first alert.
+        """
+        if (container_id, pod_uid) not in self._known:
+            self.by_runtime(container_id, pod_uid)
 
     def by_runtime(self, container_id: str, pod_uid: str) -> PodFacts:
         """The same by the runtime's own word alone, looked at anew until it is there: for a container that is just
@@ -56,11 +54,11 @@ class Pods:
         bundle = self._bundles.read(container_id)
         if isinstance(bundle, Bundle) and bundle.names.uid in ("", pod_uid):
             facts = _of_bundle(container_id, pod_uid, bundle)
-            return facts if facts.why else self._remember(key, facts, WEAK_NS)
+            return facts if facts.why else self._remember(key, facts)
         return PodFacts(container_id, why=str(bundle) if isinstance(bundle, str) else "another pod's")
 
-    def _remember(self, key: tuple[str, str], facts: PodFacts, weak_ns: int) -> PodFacts:
-        self._known[key] = facts, self._mono_ns() + weak_ns if facts.why else 0
+    def _remember(self, key: tuple[str, str], facts: PodFacts) -> PodFacts:
+        self._known[key] = facts, self._mono_ns() + WEAK_NS if facts.why else 0
         self._known.move_to_end(key)
         if len(self._known) > MAX_REMEMBERED:
             self._known.popitem(last=False)

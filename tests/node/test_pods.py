@@ -8,7 +8,7 @@ import pytest
 
 from agent.node.bundles import Names
 from agent.node.kubelet import KubeletLogs
-from agent.node.pods import EXPECTED_NS, WEAK_NS
+from agent.node.pods import WEAK_NS
 from stoop.pods import PodFacts, Source, Told
 from tests.node.runtimes import CONTAINERD, ID, ME, PID, SANDBOX, UID, Node
 
@@ -138,13 +138,12 @@ def test_one_that_is_expected_is_read_before_anybody_asks(node: Node) -> None:
     assert pods.of(ID, UID).namespace == strong("shop")
 
 
-def test_what_was_looked_for_too_soon_is_asked_again_soon(node: Node) -> None:
-    now = [1]
-    pods = node.pods(lambda: now[0])
+def test_what_was_looked_for_too_soon_is_not_remembered(node: Node) -> None:
+    """The first alert may come within a second of the container, and the kubelet's word can be forged."""
+    pods = node.pods()
+    node.logs()
     pods.expect(ID, UID)
     node.containerd(CONTAINERD)
-    assert pods.of(ID, UID).namespace == Told()
-    now[0] += EXPECTED_NS
     assert pods.of(ID, UID).namespace == strong("shop")
 
 

@@ -57,6 +57,7 @@ def test_a_process_s_pod_is_read_from_the_runtime_s_files(the_node: Node, host: 
             image=told(IMAGE),
             sandbox_id=pod.sandbox.id,
             in_pod=True,
+            init_pid=container.init_pid,
         )
     sandbox = pod_of(host, pod.sandbox.init_pid)
     assert (sandbox.namespace, sandbox.container, sandbox.sandbox_id) == (told("shop"), Told(), pod.sandbox.id)
