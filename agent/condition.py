@@ -56,6 +56,9 @@ def samples(reflex: Reflex) -> dict[str, list[tuple[tuple[str, ...], Any]]]:
     metrics.set("holds_troubled", (), len(reflex.giveback.troubles()))
     for name, value in reflex.evidence.gauges().items():
         metrics.set(name, (), value)
+    metrics.clear("deliveries_waiting")
+    for output, count in reflex.deliveries.waiting().items():
+        metrics.set("deliveries_waiting", (output,), count)
     metrics.set("disarmed_rules", (), len(reflex.keeps.limits.disarmed))
     for name in ("rule_disarmed", "mode", "intake_up", "connections"):
         metrics.clear(name)
@@ -104,6 +107,7 @@ def status(reflex: Reflex) -> dict[str, Any]:
         "queue": reflex.responder.load(),
         "holds": {"count": len(reflex.holdings.table), "trouble": reflex.giveback.troubles()},
         "evidence": reflex.evidence.status(),
+        "deliveries": reflex.deliveries.status(),
         "feed": {
             "silence_s": (mono_ns - reflex.front.last_alert_mono_ns) / 1e9,
             "peers": {kind: count for kind, count in reflex.front.connections.items() if count},

@@ -12,7 +12,10 @@ Unavailable = Callable[[], Mapping[str, str]]
 
 
 class Fitness:
-    """Compares what rules need with what the node has. `say` gets a warning and its fields, once a rule and reason."""
+    """Compares what rules need (actions, outputs) with what the node has.
+
+    `say` gets a warning and its fields, once a rule and reason.
+    """
 
     def __init__(self, unavailable: Unavailable, actionners: Iterable[str], say: Callable[..., None]) -> None:
         self._unavailable = unavailable
@@ -25,7 +28,9 @@ class Fitness:
         """The rules of now."""
         self._rules, self._said = {}, set()
         for rule in rules.rules:
-            for actionner in dict.fromkeys(step.actionner for step in rule.form.actions):
+            actions = rule.form.actions
+            outputs = [step.output.target for step in actions if step.output is not None]
+            for actionner in dict.fromkeys([*(step.actionner for step in actions), *outputs]):
                 self._rules.setdefault(actionner, []).append(rule.form.rule)
         self.tell()
 

@@ -74,6 +74,7 @@ class Own:
         self._host = host
         self._helper = 0
         self._pacemaker = 0
+        self._courier = 0
         self._workers: frozenset[int] = frozenset()
         self._senders: OrderedDict[int, tuple[frozenset[int], frozenset[str]]] = OrderedDict()
         self._unseen: set[int] = set()  # senders of whom only the number is known
@@ -103,6 +104,11 @@ class Own:
     def pacemaker(self, pid: int) -> None:
         """The pacemaker process of now; 0 while there is none."""
         self._pacemaker = pid
+        self._rebuild()
+
+    def courier(self, pid: int) -> None:
+        """The courier process of now; 0 while there is none."""
+        self._courier = pid
         self._rebuild()
 
     def workers(self, pids: frozenset[int]) -> None:
@@ -192,7 +198,7 @@ class Own:
         return held.facts
 
     def _rebuild(self) -> None:
-        children = ({self._helper, self._pacemaker} | self._workers) - {0}
+        children = ({self._helper, self._pacemaker, self._courier} | self._workers) - {0}
         self.facts = msgspec.structs.replace(
             self._base,
             own_pids=self._ancestors | {os.getpid()} | children,

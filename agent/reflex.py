@@ -9,7 +9,7 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import trio
 from agent.again import may_be_tried_again
 from agent.condition import ready, samples
 from agent.control import Followers
+from agent.deliveries import Deliveries
 from agent.evidence import Evidence
 from agent.fitness import Fitness
 from agent.front import Front
@@ -70,6 +71,10 @@ COLLECT = (10_000, 20, 100)
 
 NETWORK = "network:"
 """The category of the actions that need the network hands."""
+
+
+FILE = "file:"
+"""The category of the actions whose holds need their bundles."""
 
 
 def ends_may_destroy(actionner: str) -> bool:
@@ -148,11 +153,15 @@ class Reflex:
                 self.metrics.inc("acts_total", (action, str(verdict)), 0)
         self.network = NetworkSoon()
         acting = [name for name, action in CATALOGUE.actions.items() if action.begin is not None]
-        self.fitness = Fitness(self._unavailable, acting, self.warn)
+        self.deliveries = Deliveries(config, recorder, self.clocks, self.say, self.own.courier)
+        self.fitness = Fitness(self._unavailable, [*acting, *CATALOGUE.outputs], self.warn)
+        self.deliveries.told = self.fitness.tell
         self._network_wanted = trio.Event()
         self._evidence_wanted = trio.Event()
+        self._output_wanted = trio.Event()
         self.evidence = Evidence(config, self.host, self.host.boot_id, self.own.workers, self.warn, self._tell_fitness)
         self.bound: dict[str, str] = {}
+        self.deliveries.run = self.evidence.workers.run
         self.reach = Reach(self.say)
         self.serving: Serving | None = None
         self.stopping = False
@@ -225,8 +234,10 @@ class Reflex:
         for record in recovery.unfinished:
             self.say("error", "an act was under way when the agent last ended", **record.public())
         self.giveback.recover()
+        self.deliveries.recover()
         self._want_network(hold.actionner for hold in self.holdings.table)
-        if any(hold.evidence_first and ends_may_destroy(hold.actionner) for hold in self.holdings.table):
+        may_destroy = any(hold.evidence_first and ends_may_destroy(hold.actionner) for hold in self.holdings.table)
+        if may_destroy or any(True for _ in self._files_held()):
             self._start_evidence()
         for line in resume(self.host, recovery.unfinished, self.holdings.table):
             self.warn("what the last agent held still goes on", what=line)
@@ -254,7 +265,7 @@ class Reflex:
         )
 
     def _unavailable(self) -> dict[str, str]:
-        return self.host.unavailable() | self.evidence.unavailable()
+        return self.host.unavailable() | self.evidence.unavailable() | self.deliveries.unavailable()
 
     def _tell_fitness(self) -> None:
         self.fitness.tell()
@@ -274,11 +285,19 @@ class Reflex:
         Started as soon as evidence can be asked for, if it is wanted now: a hold's end may be due already.
         """
         if self._evidence_wanted.is_set():
-            await self.evidence.serve(task_status)
+            await self._serve_evidence(task_status)
         else:
             task_status.started()
             await self._evidence_wanted.wait()
-            await self.evidence.serve()
+            await self._serve_evidence()
+
+    async def _serve_evidence(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.evidence.serve)
+            task_status.started()
+            # From the first rule with an output on, or where an earlier life left something to be sent.
+            await self._output_wanted.wait()
+            nursery.start_soon(self.deliveries.serve)
 
     def _takes_evidence(self, form: RuleForm) -> bool:
         """Whether a rule ever needs workers: by its actions, or before them."""
@@ -288,14 +307,21 @@ class Reflex:
         return first or any(spec.scope is Scope.NODE and spec.output is not OutputUse.NONE for spec in specs)
 
     def _want_evidence(self, rules: RuleSet) -> None:
-        if any(self._takes_evidence(rule.form) for rule in rules.rules):
+        self.deliveries.use(rules)
+        if self.deliveries.wanted:
+            self._output_wanted.set()
+        if self.deliveries.wanted or any(self._takes_evidence(rule.form) for rule in rules.rules):
             self._start_evidence()
         if any(step.actionner == SYSDIG_ACT for rule in rules.rules for step in rule.form.actions):
             self.evidence.want_sysdig()
 
     def _start_evidence(self) -> None:
+        self.evidence.held = self._files_held
         self.host.capture = self.evidence
         self._evidence_wanted.set()
+
+    def _files_held(self) -> Iterator[str]:
+        return (hold.act for hold in self.holdings.table if hold.actionner.startswith(FILE))
 
     def _use(self, rules: RuleSet) -> RuleSet:
         """Swap the rules; the collector never looks at the new ones, as at all that was there at the start."""

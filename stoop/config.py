@@ -35,16 +35,20 @@ from stoop.config_model import (
     PidNamespace,
     UnixIntake,
 )
+from stoop.config_outputs import TALON_SECTIONS, Aws, Gcp, Minio
 from stoop.config_pods import MAX_POLL_NS, MIN_POLL_NS, Pods, PodsFrom
 from stoop.config_resolve import Resolved, Section, Setting
+from stoop.config_values import masked
 from stoop.errors import ConfigError
 
 __all__ = [
     "DEFAULT_PATH",
+    "Aws",
     "Config",
     "ConfigErrors",
     "Control",
     "FileIntake",
+    "Gcp",
     "Guard",
     "Heartbeat",
     "HttpIntake",
@@ -52,6 +56,7 @@ __all__ = [
     "Journal",
     "LogFormat",
     "Metrics",
+    "Minio",
     "OnStop",
     "Pacemaker",
     "PidNamespace",
@@ -98,10 +103,12 @@ def load(
     """
     findings = Findings()
     settings, sections = config_resolve.table_of(Config)
+    in_file = _from_file(path, settings, sections, findings)
+    talon = config_resolve.TALON_ENVIRONMENT | {key for key in in_file if key.startswith(TALON_SECTIONS)}
     raw = (
         config_load.from_flags(overrides or {}),
-        config_load.from_environment(environ, _known(settings, sections), config_resolve.TALON_ENVIRONMENT, findings),
-        _from_file(path, settings, sections, findings),
+        config_load.from_environment(environ, _known(settings, sections), talon, findings),
+        in_file,
     )
     sources = tuple(config_resolve.translate_talon(source, findings) for source in raw)
     resolved = config_resolve.resolve(settings, sections, sources, findings)
@@ -199,12 +206,26 @@ def _check(resolved: Resolved, findings: Findings) -> None:
         findings.problem("which file is to be followed?", "intake.file.path", "write the path of Falco's file_output")
     if on["intake.http"]:
         _check_http(resolved, findings)
+    _check_stores(resolved, findings)
     if on["heartbeat"]:
         _check_heartbeat(resolved, findings)
     if values["pods.source"].is_asked:
         _check_pods(resolved, findings)
     if not (on["intake.unix"] or on["intake.http"] or on["intake.file"] or values["intake.stdin"]):
         findings.warn("every intake is off: no alert can reach this agent", "intake")
+
+
+def _check_stores(resolved: Resolved, findings: Findings) -> None:
+    values = resolved.values
+    endpoint = values["minio.endpoint"]
+    if endpoint and not re.fullmatch(r"[^\s/@]+:[0-9]{1,5}", endpoint):
+        findings.problem("not HOST:PORT", _where(resolved, "minio.endpoint"), "write minio.example.com:9000")
+    for section in ("aws", "minio"):
+        keys = [f"{section}.access_key", f"{section}.secret_key"]
+        given = [key for key in keys if values[key]]
+        if len(given) == 1:
+            lacking = keys[1 - keys.index(given[0])]
+            findings.warn(f"it means nothing without {lacking}: give both, or neither", _where(resolved, given[0]))
 
 
 def _check_http(resolved: Resolved, findings: Findings) -> None:
@@ -300,7 +321,7 @@ def printable(config: Config) -> list[tuple[str, str, str]]:
     A section that is off is one row with `null`. What was accepted for Talon's sake comes last.
     """
     settings, sections = config_resolve.table_of(Config)
-    plain = msgspec.to_builtins(config)
+    plain = msgspec.to_builtins(config, enc_hook=masked)
     off = [key for key in sections if _at(plain, key) is None]
     rows: list[tuple[str, str, str]] = []
     for key, setting in settings.items():

@@ -13,6 +13,7 @@ import msgspec
 from stoop.config_meta import SECOND_NS
 from stoop.config_meta import meta as _meta
 from stoop.config_meta import without_unit as _without_unit
+from stoop.config_outputs import Aws, Gcp, Minio
 from stoop.config_pods import Pods
 from stoop.evidence.limits import MAX_AGE_S, MAX_BYTES, MAX_COUNT
 from stoop.spec import (
@@ -375,6 +376,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename=_without_unit):
     evidence: Evidence = Evidence()
     heartbeat: Heartbeat | None = None
     pacemaker: Pacemaker | None = None
+    aws: Aws = Aws()
+    gcp: Gcp = Gcp()
+    minio: Minio = Minio()
     pods: Pods = Pods()
     origins: dict[str, str] = {}
     warnings: tuple[str, ...] = ()

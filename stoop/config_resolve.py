@@ -175,9 +175,9 @@ TALON_KEYS = {
     "kubeconfig": "No meaning in the agent: it makes no call to the cluster.",
     "default_notifiers": "No meaning yet: this version tells nobody but its log, journal and metrics.",
     "otel": "No meaning yet.",
-    "aws": "No meaning yet.",
-    "gcp": "No meaning yet.",
-    "minio": "No meaning yet.",
+    "aws": "The same keys: credentials of the output `aws:s3`.",
+    "gcp": "The same keys: credentials of the output `gcp:gcs`. `region` means nothing, as there.",
+    "minio": "The same keys: the server of the output `minio:s3`.",
     "notifiers": "No meaning yet.",
 }
 """What each of Talon's keys becomes here (all of its configuration reference)."""
@@ -188,7 +188,7 @@ TALON_SETTINGS = frozenset(
 """Those that this version reads as single settings beside its own."""
 
 TALON_SECTIONS = frozenset({"deduplication"})
-TALON_OPAQUE = frozenset({"kubeconfig", "default_notifiers", "otel", "aws", "gcp", "minio", "notifiers"})
+TALON_OPAQUE = frozenset({"kubeconfig", "default_notifiers", "otel", "notifiers"})
 """Accepted whole, whatever is in them."""
 
 TALON_ENVIRONMENT = frozenset(

@@ -109,8 +109,29 @@ MAX_PID = 4_194_304
 MAX_UID = 2**32 - 2
 """(uid_t)-1 means "no one" to the kernel (chown(2))."""
 
+
+class Secret(str):
+    """A text that does not show itself where a value with it is printed (`repr`); `str` is the text."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(masked(self))
+
+
+def parse_secret(text: str) -> Secret:
+    """Any text without a NUL."""
+    return Secret(parse_text(text))
+
+
+def masked(value: str) -> str:
+    """That there is something, and no more."""
+    return "***" if value else ""
+
+
 KINDS: dict[str, Kind] = {
     "str": Kind(parse_text),
+    "secret": Kind(parse_secret, masked),
     "strs": Kind(parse_text, many=True),
     "bool": Kind(parse_bool, format_bool),
     "count": Kind(whole_number(0, MAX_COUNT)),

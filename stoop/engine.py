@@ -44,6 +44,11 @@ def undo_id(act: str) -> str:
     return hashlib.blake2b(f"{act}\0undo".encode(), digest_size=16).hexdigest()
 
 
+def delivery_id(act: str) -> str:
+    """The id of what sends the evidence of this act: 32 hex digits."""
+    return hashlib.blake2b(f"{act}\0delivery".encode(), digest_size=16).hexdigest()
+
+
 def should_continue(action: ActionForm, is_error: bool) -> bool:
     """Whether the next action of the same rule is to be run."""
     if is_error and not action.ignore_errors:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-EXTRAS = {"pods": ("httpx",)}
+EXTRAS = {"pods": ("httpx",), "outputs": ("obstore",)}
 """By extra (pyproject.toml, optional-dependencies): the modules that it brings."""
 
 

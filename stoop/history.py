@@ -47,7 +47,15 @@ def read(
         raise UserError(f"a limit of {limit} records", hint="it is at least 1")
     asked = {"at_ns >= ?": since_ns, "rule = ?": rule, "outcome = ?": outcome, "alert = ?": alert}
     wanted = {condition: value for condition, value in asked.items() if value is not None}
-    path = Path(state_dir) / STORE_FILE
+    return _found(Path(state_dir) / STORE_FILE, wanted, limit)
+
+
+def deliveries(state_dir: Path | str) -> Iterator[dict[str, Any]]:
+    """What was sent to outputs or given up, oldest first, as `read` gives it. Raises UserError."""
+    return _found(Path(state_dir) / STORE_FILE, {"(json_extract(body, '$.details.delivers') IS NOT NULL) = ?": 1}, None)
+
+
+def _found(path: Path, wanted: dict[str, Any], limit: int | None) -> Iterator[dict[str, Any]]:
     connection = _connect(path)
     try:
         where = " AND ".join(wanted) or "TRUE"

@@ -131,6 +131,15 @@ DEFINITIONS: dict[str, Definition] = {
         Definition("journal_lost_total", "counter", "Records that could not be written to the journal."),
         Definition("evidence_bytes", "gauge", "Size of all evidence bundles, as of the last one or the start."),
         Definition("evidence_bundles", "gauge", "Evidence bundles, as of the last one or the start."),
+        Definition(
+            "deliveries_total",
+            "counter",
+            "Evidence sent to an output or given up, by how it ended.",
+            ("output", "outcome"),
+        ),
+        Definition("deliveries_waiting", "gauge", "Evidence that waits to be sent, by output.", ("output",)),
+        Definition("delivery_tries_total", "counter", "Tries to send evidence that failed, by output.", ("output",)),
+        Definition("delivered_bytes_total", "counter", "Bytes of evidence that were sent, by output.", ("output",)),
         Definition("workers_running", "gauge", "Workers that take evidence now."),
         Definition("workers_abandoned", "gauge", "Workers and readers that hang in the kernel and can't be ended."),
         # Names beyond the node.

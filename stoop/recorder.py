@@ -7,11 +7,13 @@ from typing import Protocol
 
 import msgspec
 
-from stoop.engine import Repeat, act_id, undo_id
+from stoop.deliveries import Delivery
+from stoop.engine import Repeat, act_id, delivery_id, undo_id
 from stoop.holds import Hold
 from stoop.metrics import Metrics
 from stoop.record import Record, Timing
 from stoop.ring import Intent
+from stoop.rules.model import OutputForm
 from stoop.runs import Ready, Run, When
 from stoop.spec import (
     Mode,
@@ -70,6 +72,8 @@ class Recorder:
         self._mode = mode
         self._sinks = sinks
         self._again: dict[str, Record] = {}
+        self.deliver: Callable[[Record, OutputForm], Record] | None = None
+        """Keeps what an act's output is to get before its record is told, and says so in it."""
         self._undecided: dict[str, tuple[int, frozenset[str]]] = {}  # bounded by the rules there are
 
     def expect_again(self, records: Iterable[Record]) -> None:
@@ -125,6 +129,9 @@ class Recorder:
         if self._again and (before := self._again.pop(record.act, None)) is not None:
             # Whom it was about is kept: one that has exited since can't be looked at any more.
             record = msgspec.structs.replace(record, amends=True, target={**before.target, **record.target})
+        output = run.rule.form.actions[index].output
+        if output is not None and self.deliver is not None:
+            record = self.deliver(record, output)
         self._send(record, slot)
 
     def repeated(self, run: Run, repeat: Repeat) -> None:
@@ -159,6 +166,32 @@ class Recorder:
             details=outcome.details | {"undoes": hold.act, "held_s": (at_ns - hold.made_ns) / 1e9},
             mode=self._mode(),
             amends=amends,
+        )
+        self._keep(record, -1)
+
+    def delivered(self, delivery: Delivery, outcome: Outcome, at_ns: int) -> None:
+        """What an act left was sent to its output, or was given up."""
+        self.metrics.inc("deliveries_total", (delivery.target, str(outcome.verdict)))
+        record = Record(
+            alert=delivery.alert,
+            run=delivery.run,
+            act=delivery_id(delivery.act),
+            rule=delivery.rule,
+            action=f"deliver: {delivery.action}",
+            actionner=delivery.actionner,
+            verdict=outcome.verdict,
+            reason=outcome.reason,
+            target=delivery.shown,
+            timing=Timing(0, 0, 0, 0, at_ns),
+            details=outcome.details
+            | {
+                "delivers": delivery.act,
+                "bundle": delivery.bundle,
+                "output": delivery.target,
+                "object": delivery.place,
+                "waited_s": (at_ns - delivery.made_ns) / 1e9,
+            },
+            mode=self._mode(),
         )
         self._keep(record, -1)
 

@@ -32,6 +32,30 @@ def given(name: str, value: object) -> Iterator[ParameterFault]:
         yield ParameterFault("param-required", name, f"{name} is required and must not be empty")
 
 
+MAX_PLACE = 512
+"""Bytes of a prefix: S3 takes 1,024 of a whole key, Google too, and the object's name has 255."""
+
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,221}", re.ASCII)
+# S3 takes 63 characters of fewer kinds, Google 222 with dots. What else it may not be its store says.
+
+
+def bucket(name: str, value: str) -> Iterator[ParameterFault]:
+    """The name of a bucket, required."""
+    yield from given(name, value)
+    if value and not _BUCKET.fullmatch(value):
+        message = f"{name} can't be {value!r}: letters, digits, '.', '_' and '-' are a bucket's name"
+        yield ParameterFault("param-value", name, message)
+
+
+def prefix(name: str, value: str) -> Iterator[ParameterFault]:
+    """What stands before an object's name: no step up, nothing that can't be seen."""
+    parts = value.strip("/").split("/")
+    if not value.isprintable() or len(value.encode(errors="surrogatepass")) > MAX_PLACE:
+        yield ParameterFault("param-value", name, f"{name} must be printable and have at most {MAX_PLACE} bytes")
+    elif value.strip("/") and any(part in ("", ".", "..") for part in parts):
+        yield ParameterFault("param-value", name, f"{name} must not hold '//', '.' or '..' as a step: {value!r}")
+
+
 def not_empty(name: str, value: Sequence[object] | dict[str, str]) -> Iterator[ParameterFault]:
     """A required list or map needs at least one entry."""
     if not value:

@@ -14,6 +14,7 @@ import typer
 from stoop.cli import FINDINGS, FINE
 from stoop.cli.options import ConfigOption, JsonOption, load_config
 from stoop.cli.screen import err, json_line, out, plain, target_name
+from stoop.cli.sent import deliveries, line_of
 from stoop.errors import ActFailed, UserError
 from stoop.evidence import manifest as manifests
 from stoop.evidence.chain import check_chain, let_go
@@ -41,6 +42,7 @@ def list_bundles(
 ) -> int:
     """List the bundles of this node, the oldest first."""
     code = FINE
+    told = deliveries(load_config(config).state_dir)
     with _store(config) as store:
         bundles = store.bundles() if store is not None else []
         if store is None or not bundles:
@@ -58,7 +60,7 @@ def list_bundles(
                 code = FINDINGS
                 continue
             if run is None or found.origin.run.startswith(run):
-                _show_line(found, size, as_json)
+                _show_line(found, size, as_json, told.get(bundle, []))
     return code
 
 
@@ -239,19 +241,20 @@ def _verify(reader: BundleReader) -> int:
     return len(wrong)
 
 
-def _show_line(found: Manifest, size: int, as_json: bool) -> None:
+def _show_line(found: Manifest, size: int, as_json: bool, sent: list[dict[str, Any]]) -> None:
     origin, captures = found.origin, found.captures
     lacking = sum(each.missing_count for each in captures)
     if as_json:
         told = msgspec.to_builtins(origin) | {"target": found.target, "parts": len(found.parts)}
         acts = [{"act": each.origin.act, "actionner": each.origin.actionner} for each in captures]
+        told["deliveries"] = sent
         json_line({"bundle": found.bundle, "bytes": size, "missing": lacking, "captures": acts} | told)
         return
     missing = f" · {lacking} missing" if lacking else ""
     whom = plain(target_name(found.target))
     actionners = ", ".join(plain(each.origin.actionner) for each in captures)
     said = f"{plain(origin.rule)} · {actionners} · {whom} · {len(found.parts)} parts"
-    out().print(f"{plain(found.bundle)}  {said} · {_size(size)}{missing}")
+    out().print(f"{plain(found.bundle)}  {said} · {_size(size)}{missing}{plain(line_of(sent))}")
 
 
 def _show_whole(reader: BundleReader) -> None:

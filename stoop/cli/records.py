@@ -25,8 +25,11 @@ def record_line(record: Mapping[str, Any]) -> Text:
         line.append(f"{plain(at)}  ", "dim")
     line.append(f"{plain(outcome):<8}", OUTCOME_STYLES.get(outcome, ""))
     line.append(f" {plain(record.get('rule', '?'))}", "bold")
-    undoes = "undo of " if (record.get("details") or {}).get("undoes") else ""
-    parts = [f"{undoes}{record.get('actionner', '?')}", target_name(record.get("target") or {})]
+    details = record.get("details") or {}
+    what = "undo of " if details.get("undoes") else "evidence of " if details.get("delivers") else ""
+    parts = [f"{what}{record.get('actionner', '?')}", target_name(record.get("target") or {})]
+    if details.get("delivers"):
+        parts.append(f"to {details.get('output', '?')} {details.get('object', '?')}")
     took = since_read(record)
     if took is not None:
         parts.append(f"{duration(took)} after it was read")

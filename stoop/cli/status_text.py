@@ -44,6 +44,8 @@ def _findings(status: Mapping[str, Any]) -> Iterator[str]:
         yield f"disarmed: {rule}: {reason} (`stoop arm`)"
     for act, trouble in _part(_part(status, "holds"), "trouble").items():
         yield f"held by act {str(act)[:12]}: {trouble} (`stoop active`)"
+    for store, trouble in _part(_part(status, "deliveries"), "trouble").items():
+        yield f"evidence can't be sent to {store}: {_value(trouble)}; it is tried again"
     yield from _vitals_findings(_part(status, "heartbeat"), _part(status, "pacemaker"))
     journal = _part(status, "journal")
     if error := journal.get("error"):
@@ -65,6 +67,8 @@ def _pods_findings(pods: Mapping[str, Any]) -> Iterator[str]:
         yield f"labels, annotations and owners of pods can't be asked for: {_value(error)}"
     if pods.get("stale") and isinstance(age_s := pods.get("age_s"), int | float):
         yield f"labels, annotations and owners of pods are {_span(age_s)} old"
+    if pods.get("listed") and not pods.get("known") and pods.get("unknown"):
+        yield f"no pod of node {pods.get('node')} is known to {pods.get('source')}: is that its name (node_name)?"
     if left_out := pods.get("left_out"):
         yield f"{left_out} pods are left out: there are more on this node than are kept"
 
@@ -92,6 +96,7 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[Text]:
         ("counts", _counts(status)),
         ("queue", _value(status.get("queue"))),
         ("held", str(_part(status, "holds").get("count") or "")),
+        ("to send", str(_part(status, "deliveries").get("waiting") or "")),
         ("feed", _feed(status)),
         ("heart", _heartbeat(_part(status, "heartbeat"))),
         ("pace", _pacemaker(_part(status, "pacemaker"))),

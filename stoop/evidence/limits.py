@@ -7,6 +7,9 @@ import msgspec
 DIRECTORY = "evidence"
 """Below the state directory."""
 
+DELIVERIES = "deliveries"
+"""Beside it: what waits to be sent somewhere, one file `BUNDLE.ACT.json` each."""
+
 MAX_BYTES = 4 * 1024**3
 """Of all bundles: some thousand snapshots and a few memory images, on a node whose disk is not made for that."""
 

@@ -61,6 +61,25 @@ class BundleReader:
         archive.end()
         return data
 
+    def content_of(self, wanted: Part) -> Iterator[bytes]:
+        """For `pieces_of`."""
+        archive = _Archive(self._fd, 0, self._begins)
+        for part in self.manifest.parts:
+            found = archive.member()
+            if found != (part.name, part.size):
+                raise BundleError(f"where part {part.name} should be is {found[0]!r}")
+            if part is not wanted:
+                for _ in archive.content(part.size):
+                    pass
+                continue
+            hashed = hashlib.sha256()
+            for data in archive.content(part.size):
+                hashed.update(data)
+                yield data
+            if hashed.hexdigest() != part.sha256:
+                raise BundleError(f"part {part.name} is not what was written: its SHA-256 differs")
+            return
+
     def check(self, sink: Sink | None = None, wanted: Callable[[Part], bool] = lambda _: True) -> list[str]:
         """Read every part, compare sizes and hashes. What is wrong, one line each; [] when all is as it was written.
 
@@ -85,6 +104,18 @@ class BundleReader:
                 wrong.append(f"part {part.name} is not what was written: its SHA-256 differs")
         archive.nothing_more()
         return wrong
+
+
+def pieces_of(reader: BundleReader, name: str) -> tuple[Part, Iterator[bytes]]:
+    """A part and its content, in pieces of at most READ_BYTES; nothing is held but the piece.
+
+    The pieces end with BundleError where they are not what the manifest says, so whoever takes them all has the part as
+    it was written. Raises BundleError where there is no such part.
+    """
+    part = next((part for part in reader.manifest.parts if part.name == name), None)
+    if part is None:
+        raise BundleError(f"it has no part {name!r}")
+    return part, reader.content_of(part)
 
 
 class _Archive:

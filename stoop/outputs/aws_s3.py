@@ -25,7 +25,8 @@ class AwsS3Parameters(Parameters, frozen=True):
 
 def check(params: AwsS3Parameters) -> Iterator[ParameterFault]:
     """The value rules of this output."""
-    yield from values.given("bucket", params.bucket)
+    yield from values.bucket("bucket", params.bucket)
+    yield from values.prefix("prefix", params.prefix)
 
 
 SPEC = OutputSpec(

@@ -24,7 +24,8 @@ class GcpGcsParameters(Parameters, frozen=True):
 
 def check(params: GcpGcsParameters) -> Iterator[ParameterFault]:
     """The value rules of this output."""
-    yield from values.given("bucket", params.bucket)
+    yield from values.bucket("bucket", params.bucket)
+    yield from values.prefix("prefix", params.prefix)
 
 
 SPEC = OutputSpec(

@@ -18,12 +18,20 @@ from stoop.spec import (
 class LocalFileParameters(Parameters, frozen=True):
     """Which folder."""
 
-    destination: Annotated[str, Meta(description="The folder; it must exist.")]
+    destination: Annotated[
+        str,
+        Meta(
+            description="The folder: an absolute path to a directory that exists, through no symbolic link, and "
+            "not in the agent's own state directory."
+        ),
+    ]
 
 
 def check(params: LocalFileParameters) -> Iterator[ParameterFault]:
     """The value rules of this output."""
     yield from values.given("destination", params.destination)
+    if params.destination and "\0" in params.destination:
+        yield ParameterFault("param-value", "destination", "destination holds a NUL byte, which no path does")
 
 
 SPEC = OutputSpec(
@@ -43,6 +51,6 @@ SPEC = OutputSpec(
       output:
         target: local:file
         parameters:
-          destination: /var/lib/stoop/evidence
+          destination: /var/log/stoop/evidence
 """,
 )

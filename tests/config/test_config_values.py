@@ -98,7 +98,7 @@ class TestValues:
                 parse(text)
         assert choice("a", "b")(" B ") == "b"
 
-    @given(st.sampled_from(sorted(KINDS)), st.text())
+    @given(st.sampled_from(sorted(set(KINDS) - {"secret"})), st.text())
     def test_any_text_is_a_value_or_a_reason(self, kind: str, text: str) -> None:
         with contextlib.suppress(ValueError):
             value = KINDS[kind].parse(text)

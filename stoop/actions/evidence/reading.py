@@ -66,9 +66,8 @@ async def take(ctx: ActContext, wanted: Wanted, held: Sequence[HeldProcess], dat
         return _failed(captured)
     missing = captured.details.get("missing", 0)
     reason = f"{missing} things are missing or cut: the bundle says which" if missing else ""
-    # A run's later captures have a folder of their own in the run's bundle.
-    told = {"part": captured.details.get("folder", "") + data.part, "name": data.name}
-    return Outcome(Verdict.DONE, reason, captured.details | {"data": told})
+    part = f"{captured.details.get('folder', '')}{data.part}"  # a run's later captures have a folder in its bundle
+    return Outcome(Verdict.DONE, reason, captured.details | {"data": {"part": part, "name": data.name}})
 
 
 def _failed(captured: Captured) -> Outcome:

@@ -84,7 +84,7 @@ SPEC = ActionSpec(
   output:
     target: local:file
     parameters:
-      destination: /var/lib/stoop/evidence
+      destination: /var/log/stoop/evidence
 - rule: A binary directory was written to
   match:
     rules: [Write below binary dir]

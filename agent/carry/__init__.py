@@ -1,0 +1,1 @@
+"""What the courier does: credentials, stores, and putting one thing into one of them. Nothing else imports it."""
