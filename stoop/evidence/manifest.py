@@ -40,7 +40,7 @@ SEQUENCE_DIGITS = 8
 RUN_DIGITS = 16
 NO_RUN = "none"
 
-_NAME = re.compile(rf"([0-9]{{{SEQUENCE_DIGITS},16}})-([0-9]{{8}}T[0-9]{{6}}Z)-([0-9a-z]{{1,32}})", re.ASCII)
+_NAME = re.compile(rf"([0-9]{{{SEQUENCE_DIGITS},16}})-([0-9]{{8}}T[0-9]{{6}}Z)-[0-9a-z]{{1,32}}", re.ASCII)
 _TIME = "%Y%m%dT%H%M%SZ"
 _PART = re.compile(r"(?=.{1,100}\Z)[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*){0,3}", re.ASCII)
 # 100 bytes are what a tar header holds without extensions.
@@ -196,12 +196,6 @@ def bundle_name(sequence: int, begun_ns: int, run: str) -> str:
     """The name tells its place in the chain and when it was begun. A run that is no plain word is left out."""
     at = datetime.fromtimestamp(begun_ns // 10**9, UTC).strftime(_TIME)
     return f"{sequence:0{SEQUENCE_DIGITS}}-{at}-{run_word(run) or NO_RUN}"
-
-
-def run_of(name: str) -> str:
-    """The beginning of the run's id that a bundle's name tells; "" for what names none."""
-    match = _NAME.fullmatch(name)
-    return match[3] if match and match[3] != NO_RUN else ""
 
 
 def run_word(run: str) -> str:

@@ -8,10 +8,12 @@ is zeros, and told as a gap. What is held in memory does not grow with the bundl
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import os
 import struct
 import tarfile
+from collections.abc import Callable
 from typing import Any
 
 from stoop.errors import ActFailed
@@ -52,13 +54,13 @@ def header(name: str, size: int, second: int) -> bytes:
 class BundleWriter:
     """Writes into a file descriptor that the caller owns. Raises ActFailed when it can't be written.
 
-    `max_bytes` bounds the file: beyond it contents become gaps, and no part begins any more. `folder`: put before every
-    part's name, "" or ending with `/`.
+    `max_bytes` bounds the file: beyond it contents become gaps, and no part begins any more. `find_folder`: says what
+    is put before every part's name, "" or ending with `/`; it is asked with the first part.
     """
 
-    def __init__(self, fd: int, second: int, max_bytes: int, folder: str = "") -> None:
+    def __init__(self, fd: int, second: int, max_bytes: int, find_folder: Callable[[], str] = str) -> None:
         self._fd = fd
-        self.folder = folder
+        self._find_folder = find_folder
         self._second = second
         self._max = max_bytes
         self._zstd = ZstdCompressor(options=_OPTIONS)
@@ -117,6 +119,14 @@ class BundleWriter:
         if self._open is not None:
             self._open.end()
         self._write(self._zstd.flush(ZstdCompressor.FLUSH_FRAME))
+
+    @functools.cached_property
+    def folder(self) -> str:
+        """What is put before every part's name. Raises ActFailed."""
+        try:
+            return self._find_folder()
+        except OSError as error:
+            raise ActFailed(f"the evidence can't be written: {error.strerror}") from error
 
     @property
     def told(self) -> frozenset[str]:
