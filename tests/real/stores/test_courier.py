@@ -286,11 +286,12 @@ def test_minio_checks_our_signature(tmp_path: Path) -> None:
             try:
                 return bool(sts.assume(target.url, REGION, sts.Key(USER, SECRET), "arn:x:y", "")["token"])
             except sts.StsError as error:
-                assert "400 InvalidParameterValue" in str(error)
+                if "400 InvalidParameterValue" not in str(error):
+                    raise
                 return False
 
         await_that(assumed, "a role")
-        with pytest.raises(sts.StsError, match="STS gave no credentials: 403 SignatureDoesNotMatch"):
+        with pytest.raises(sts.StsError, match="STS gave no credentials: 403 AccessDenied"):
             sts.assume(target.url, REGION, sts.Key(USER, "wrong-secret"), "arn:x:y", "")
 
 
