@@ -5,7 +5,8 @@ The workers' nursery is started with the first rule that takes evidence: a proce
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import trio
@@ -19,6 +20,7 @@ from stoop import config_model
 from stoop.captures import Captured, Still, Wanted
 from stoop.evidence.limits import DIRECTORY, Limits
 from stoop.evidence.manifest import SUFFIX, Origin
+from stoop.evidence.pins import unpin
 from stoop.node import ContainerFacts, Lookup, ProcessFacts
 
 TIDY_SECONDS = 60.0
@@ -93,6 +95,7 @@ class Evidence:
         self._under_way = 0
         self.workers = Workers(warn=warn, changed=self._changed)
         self.store: dict[str, int] = {"bytes": 0, "bundles": 0}
+        self.held: Callable[[], Iterable[str]] = tuple  # acts that hold files, and need their bundles
         self._sysdig_wanted = trio.Event()
         self._sysdig = ""  # why it does not work, as it was tried
 
@@ -134,6 +137,10 @@ class Evidence:
             self._under_way += 1
             self._nursery.start_soon(self._go_on, capturing, wanted, given, container)
         return capturing
+
+    def release(self, act: str) -> None:
+        """What it kept is as any other bundle from now on. One unlink(2) in our own directory."""
+        unpin(self._directory, act)
 
     async def _go_on(
         self, capturing: Capturing, wanted: Wanted, given: Sequence[ProcessFacts], container: ContainerFacts | None
@@ -182,7 +189,14 @@ class Evidence:
 
     async def _tidy(self) -> None:
         """Clear what killed writers left, let go of what is too much or too old."""
-        job = TidyJob(key="the evidence store", origin=Origin(), store=self._directory, limits=self._limits)
+        job = TidyJob(
+            key="the evidence store",
+            origin=Origin(),
+            store=self._directory,
+            limits=self._limits,
+            held=tuple(self.held()),
+            before_ns=time.time_ns(),
+        )
         result = await self.workers.run(job, TIDY_SECONDS)
         self._told(result)
         for note in result.details.get("notes", ()):

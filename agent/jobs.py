@@ -27,6 +27,9 @@ MAX_FDS = 200
 MAX_PROCESSES = 4096
 """Processes of one job."""
 
+DOCKER = "/var/lib/docker/containers"
+"""Docker's directory of containers (`data-root` in its configuration moves it)."""
+
 READY = 0
 """The id that no job has."""
 
@@ -56,11 +59,12 @@ class Box(msgspec.Struct, frozen=True):
 
 class LogTail(msgspec.Struct, frozen=True):
     """The end of a log: a name below a directory that only root can write; no link in between is followed. A name that
-    ends with `/`: the newest `<count>.log` in that directory."""
+    ends with `/`: the newest `<count>.log` in that directory. `docker`: as in `LogJob`."""
 
     directory: str
     name: str
     bytes: int = 256 * 1024
+    docker: str = DOCKER
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -103,6 +107,7 @@ class LogJob(Job, frozen=True, kw_only=True, tag=True):
     it. `containers`: tried in this order until one has a line; () tries all, and so does `others` after those.
     `attempt`: of the container's instances the one with this number; negative for all, newest first. `bytes`: of the
     text; older lines are left out. `tell`: bytes of its end that are in `Result.details["text"]` too.
+    `docker`: where Docker has its containers, for a file that is a link to its log.
     """
 
     directory: str
@@ -113,6 +118,7 @@ class LogJob(Job, frozen=True, kw_only=True, tag=True):
     lines: int = 20
     bytes: int = 4 * 1024 * 1024
     tell: int = 0
+    docker: str = DOCKER
 
 
 class DownloadJob(Job, frozen=True, kw_only=True, tag=True):
@@ -129,7 +135,8 @@ class DownloadJob(Job, frozen=True, kw_only=True, tag=True):
 class KeptFile(msgspec.Struct, frozen=True):
     """A file to be quarantined: where it is in the container, and what makes it this one. Times: ns since 1970.
 
-    `mode`: permission bits. `aside`: the name in the same directory that it gets.
+    `mode`: permission bits. `aside`: the name in the same directory that it gets. `layer`: `upper` (the container wrote
+    it), `image`, `deleted` (it runs, and has no name any more) or `memfd`; the last two have no `name`.
     """
 
     directory: bytes
@@ -143,30 +150,48 @@ class KeptFile(msgspec.Struct, frozen=True):
     mode: int
     uid: int
     gid: int
+    layer: str = "upper"
 
 
-class KeepFileJob(Job, frozen=True, kw_only=True, tag=True):
-    """The first half of `file:quarantine`: copy the file, change nothing. `Result.details["file"]`: a KeptFile.
+class QuarantineJob(Job, frozen=True, kw_only=True):
+    """What both halves of `file:quarantine` have. `processes`: the container's first one, whose root it is; a second
+    one whose executable is meant.
 
-    `upper`: the overlay's upper directory as the runtime told it. `lower`: files of the image too, which are not in it.
-    `limit`: bytes of the file; a larger one is refused, for what is taken away must be kept whole.
+    `upper`, `device`: the overlay's upper directory and MAJOR:MINOR as the runtime told them, "" where it did not.
+    `lower`: files of the image too, which are not in it. `interpreters`: also those of them that run scripts.
+    """
+
+    upper: str
+    device: str = ""
+    lower: bool = False
+    interpreters: bool = False
+    host_mounts: tuple[int, ...] = ()
+
+
+class KeepFileJob(QuarantineJob, frozen=True, kw_only=True, tag=True):
+    """The first half: copy the file, change nothing, pin the bundle. `Result.details["file"]`: a KeptFile.
+
+    `path`: as the container calls it; b"" for the second process's executable. `limit`: bytes of the file; a larger
+    one is refused, for what is taken away must be kept whole. `room`: what the store has for such files, set by the
+    worker.
     """
 
     path: bytes
     limit: int
-    upper: str
-    lower: bool = False
-    host_mounts: tuple[int, ...] = ()
+    room: int = 2**62
 
 
-class AsideJob(Job, frozen=True, kw_only=True, tag=True):
-    """The second half: mode 000, and another name in its directory. `back`: undo that. Twice is harmless."""
+class AsideJob(QuarantineJob, frozen=True, kw_only=True, tag=True):
+    """The second half. `step`: `aside` (mode 000, and another name in its directory), `back` (undo that; twice is
+    harmless), `look` (change nothing; `Result.reason` says what somebody else changed).
+
+    `bundle`, `sha256`: where its content is kept, and the content's hash.
+    """
 
     file: KeptFile
-    upper: str
-    lower: bool = False
-    back: bool = False
-    host_mounts: tuple[int, ...] = ()
+    step: str = "aside"
+    bundle: str = ""
+    sha256: str = ""
 
 
 class TrafficJob(Job, frozen=True, kw_only=True, tag=True):
@@ -204,7 +229,13 @@ class ProbeJob(Job, frozen=True, kw_only=True, tag=True):
 
 
 class TidyJob(Job, frozen=True, kw_only=True, tag=True):
-    """Put the evidence store in order, as is due at a start; no target is read. `details["notes"]`: what was done."""
+    """Put the evidence store in order, as is due at a start; no target is read. `details["notes"]`: what was done.
+
+    `held`: acts that need their bundles. Pins of others, made before `before_ns`, are removed; 0 leaves all.
+    """
+
+    held: tuple[str, ...] = ()
+    before_ns: int = 0
 
 
 class DeliverJob(Job, frozen=True, kw_only=True, tag=True):

@@ -149,6 +149,7 @@ class Names:
         told: dict[str, Any] = {"source": str(self._pods.source)}
         if self._pods.source.is_asked:
             told |= {"known": len(book), "listed": book.is_listed, "age_s": round(book.age_ns / 1e9, 1)}
+            told |= {"node": self._node, "unknown": book.unknown}
             told |= {"stale": book.age_ns > STALE_NS, "left_out": book.left_out, "error": self.error}
         if self._rules:
             told["rules"] = self._rules[:MAX_RULES_TOLD]

@@ -8,10 +8,25 @@ from typing import Any
 import msgspec
 
 from agent.capture import box, processes
-from agent.jobs import DownloadJob, Job, LogJob, LogTail, MemoryJob, SnapshotJob, SyscallsJob, TrafficJob
+from agent.jobs import (
+    AsideJob,
+    DownloadJob,
+    Job,
+    KeepFileJob,
+    KeptFile,
+    LogJob,
+    LogTail,
+    MemoryJob,
+    SnapshotJob,
+    SyscallsJob,
+    TrafficJob,
+)
 from agent.programs import POD_LOGS, SYSDIG, TCPDUMP, find
 from stoop.captures import (
+    AsideWanted,
     DownloadWanted,
+    FileWanted,
+    KeepFileWanted,
     LogWanted,
     MemoryWanted,
     SnapshotWanted,
@@ -76,6 +91,35 @@ def _snapshot(node: Lookup, wanted: Wanted, container: ContainerFacts | None, co
     )
 
 
+def _keep_file(node: Lookup, wanted: Wanted, container: ContainerFacts | None, common: dict[str, Any]) -> Job:
+    assert isinstance(wanted, KeepFileWanted)
+    return KeepFileJob(**common, **_of_file(node, wanted, container), path=wanted.path, limit=wanted.limit)
+
+
+def _aside(node: Lookup, wanted: Wanted, container: ContainerFacts | None, common: dict[str, Any]) -> Job:
+    assert isinstance(wanted, AsideWanted)
+    return AsideJob(
+        **common,
+        **_of_file(node, wanted, container),
+        file=msgspec.convert(wanted.file, KeptFile),
+        step=wanted.step,
+        bundle=wanted.bundle,
+        sha256=wanted.sha256,
+    )
+
+
+def _of_file(node: Lookup, wanted: FileWanted, container: ContainerFacts | None) -> dict[str, Any]:
+    assert container is not None
+    upper = node.upper_of(container)
+    return {
+        "upper": upper.directory,
+        "device": upper.device,
+        "lower": wanted.image_files,
+        "interpreters": wanted.interpreters,
+        "host_mounts": wanted.host_mounts,
+    }
+
+
 def _log(node: Lookup, wanted: Wanted, container: ContainerFacts | None, common: dict[str, Any]) -> Job:
     assert isinstance(wanted, LogWanted)
     assert container is not None
@@ -126,6 +170,8 @@ Order = Callable[[Lookup, Wanted, ContainerFacts | None, dict[str, Any]], Job]
 ORDERS: dict[type[Wanted], Order] = {
     MemoryWanted: _memory,
     SnapshotWanted: _snapshot,
+    KeepFileWanted: _keep_file,
+    AsideWanted: _aside,
     LogWanted: _log,
     DownloadWanted: _download,
     TrafficWanted: _traffic,

@@ -9,7 +9,7 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,10 @@ COLLECT = (10_000, 20, 100)
 
 NETWORK = "network:"
 """The category of the actions that need the network hands."""
+
+
+FILE = "file:"
+"""The category of the actions whose holds need their bundles."""
 
 
 def ends_may_destroy(actionner: str) -> bool:
@@ -232,7 +236,8 @@ class Reflex:
         self.giveback.recover()
         self.deliveries.recover()
         self._want_network(hold.actionner for hold in self.holdings.table)
-        if any(hold.evidence_first and ends_may_destroy(hold.actionner) for hold in self.holdings.table):
+        may_destroy = any(hold.evidence_first and ends_may_destroy(hold.actionner) for hold in self.holdings.table)
+        if may_destroy or any(True for _ in self._files_held()):
             self._start_evidence()
         for line in resume(self.host, recovery.unfinished, self.holdings.table):
             self.warn("what the last agent held still goes on", what=line)
@@ -311,8 +316,12 @@ class Reflex:
             self.evidence.want_sysdig()
 
     def _start_evidence(self) -> None:
+        self.evidence.held = self._files_held
         self.host.capture = self.evidence
         self._evidence_wanted.set()
+
+    def _files_held(self) -> Iterator[str]:
+        return (hold.act for hold in self.holdings.table if hold.actionner.startswith(FILE))
 
     def _use(self, rules: RuleSet) -> RuleSet:
         """Swap the rules; the collector never looks at the new ones, as at all that was there at the start."""

@@ -42,8 +42,8 @@ class Node(Protocol):
 
     def pod_of(self, container_id: str, pod_uid: str) -> PodFacts: ...
 
-    def pod_now(self, container_id: str, pod_uid: str) -> PodFacts:
-        """As `pod_of`, looked at anew; only what the runtime's own files tell is remembered."""
+    def pod_by_runtime(self, container_id: str, pod_uid: str) -> PodFacts:
+        """As `pod_of`, by the runtime's own word alone, looked at anew until it is there."""
         ...
 
     def containers(self) -> Iterable[Found]:
@@ -154,7 +154,9 @@ class Restarts:
 
     def _heard(self, found: Found) -> None:
         """A container's cgroup is there: called by the index, so short."""
-        if found.pod_uid in self._pods and found.container_id not in self._new and len(self._new) < MAX_NEW:
+        if found.pod_uid not in self._pods or self._watched.has_ended(found.container_id):
+            return
+        if found.container_id not in self._new and len(self._new) < MAX_NEW:
             self._new[found.container_id] = _New(found.pod_uid, self._clocks.mono_ns())
             self._woken.set()
 
@@ -166,11 +168,10 @@ class Restarts:
 
     def _is_known(self, container_id: str, new: _New) -> bool:
         """Whether nothing more is to be learnt of it: it was told whose place it took, or it never ran."""
-        pod = self._node.pod_now(container_id, new.pod_uid)
+        pod = self._node.pod_by_runtime(container_id, new.pod_uid)  # which proves that it runs
         is_last = new.tries >= len(TRIES_S)
         name = name_in_pod(pod)
-        # Only the runtime's own files prove that it runs; where they are never seen the kubelet's word must do.
-        if name is not None and (not pod.why or is_last):
+        if name is not None and not pod.why:
             for ended in self._watched.took_place(container_id, new.pod_uid, name):
                 self._recorder.followed(told(ended, container_id, self._clocks.now_ns()))
             self._listen()

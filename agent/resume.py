@@ -14,8 +14,8 @@ from stoop.holds import Hold
 from stoop.node import NodeHost
 from stoop.record import Record
 
-HOLDING_STILL = frozenset({"process:kill", "container:kill", "evidence:snapshot"})
-"""Actions that hold targets still for a moment."""
+HOLDING_STILL = frozenset({"process:kill", "container:kill", "evidence:snapshot", "file:quarantine"})
+"""Actions that hold targets still for a moment: themselves, or for the evidence before them."""
 
 STOPPED = "T"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 
-from bench import containers, evidence, kills, network, pacing, resolve, standing, throughput
+from bench import beside, containers, evidence, kills, network, pacing, resolve, standing, throughput
 from bench.table import Row, show
 
 ROWS: dict[str, Callable[[], Iterator[Row]]] = {
@@ -20,6 +20,7 @@ ROWS: dict[str, Callable[[], Iterator[Row]]] = {
     "rates": throughput.http,
     "match": standing.match,
     "snapshot": evidence.snapshot,
+    "beside": beside.beside_slow,
     "resolve": resolve.resolve,
     "memory": standing.memory,
     "start": standing.start,

@@ -68,10 +68,13 @@ class Agent:
 
 
 @contextlib.contextmanager
-def running(rules: str = RULE, **settings: Any) -> Iterator[Agent]:
-    """An agent that is ready; ended afterwards, also on failure. `settings` are keys of stoop.yaml."""
-    with tempfile.TemporaryDirectory(prefix="stoop-bench-") as name:
-        directory = Path(name)
+def running(rules: str = RULE, given: Path | None = None, **settings: Any) -> Iterator[Agent]:
+    """An agent that is ready; ended afterwards, also on failure. `settings` are keys of stoop.yaml.
+
+    `given`: a directory for it, of the caller's; else it gets one of its own.
+    """
+    with contextlib.ExitStack() as keep:
+        directory = given or Path(keep.enter_context(tempfile.TemporaryDirectory(prefix="stoop-bench-")))
         config = {
             "state_dir": str(directory / "state"),
             "rules_files": [str(directory / "rules.yaml")],

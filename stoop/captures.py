@@ -45,6 +45,35 @@ class MemoryWanted(Wanted, frozen=True, kw_only=True):
     bytes: int
 
 
+class FileWanted(Wanted, frozen=True, kw_only=True):
+    """About one file of a container whose first process is given. `host_mounts`: inodes of the node's mount namespaces.
+
+    `image_files`: files of the image too. `interpreters`: also those of them that run scripts.
+    """
+
+    host_mounts: tuple[int, ...]
+    image_files: bool
+    interpreters: bool
+
+
+class KeepFileWanted(FileWanted, frozen=True, kw_only=True):
+    """Its content, whole, and all that undo needs (`Captured.details["file"]`). `path`: as the container calls it;
+    b"" for the executable of the second process given. `limit`: bytes; a larger one is refused."""
+
+    path: bytes
+    limit: int
+
+
+class AsideWanted(FileWanted, frozen=True, kw_only=True):
+    """What was kept (`file`, in this `bundle`, with this hash) is taken out of use (`step` `aside`), given back
+    (`back`), or looked at (`look`: `Captured.reason` says what somebody else did to it)."""
+
+    file: dict[str, Any]
+    bundle: str
+    sha256: str
+    step: str
+
+
 class LogWanted(Wanted, frozen=True, kw_only=True):
     """The end of a pod's log: of the given container, and where that has no line, of the pod's first that has one.
 

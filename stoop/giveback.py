@@ -250,11 +250,12 @@ class GiveBack:
         )
 
     async def _carry_out(self, undo: Undo, hold: Hold) -> Outcome:
+        seconds = self._catalogue.actions[hold.actionner].undo_s or UNDO_SECONDS
         try:
-            with trio.fail_after(UNDO_SECONDS):
+            with trio.fail_after(seconds):
                 return await undo(self._host, hold.state)
         except trio.TooSlowError:
-            return Outcome(Verdict.FAILED, f"not undone within {UNDO_SECONDS:g} s")
+            return Outcome(Verdict.FAILED, f"not undone within {seconds:g} s")
         except TargetGone as error:
             return Outcome(Verdict.SKIPPED, error.reason)
         except (TargetError, ActFailed) as error:

@@ -67,7 +67,8 @@ class HoldFiles:
     def keep(self, hold: Hold, *, synced: bool) -> str:
         """Write it, or what became of it; "" or why that can't be. `synced`: on the disk itself, before it returns."""
         path = self._dir / f"{hold.act}{SUFFIX}"
-        fresh = self._dir / f"{hold.act}.new"
+        # A name of its own: what is synced is written by a thread, while the loop may write the same hold.
+        fresh = self._dir / f"{hold.act}{'.synced' if synced else ''}.new"
         try:
             with open(self._open(fresh), "wb", buffering=0) as file:
                 data = _encode(hold)
@@ -103,8 +104,10 @@ class HoldFiles:
             return os.open(path, flags, 0o600)
 
     def _sync(self) -> None:
-        fd = os.open(self._dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        """The names: of the file, and of the directory, which may be as new."""
+        for directory in (self._dir, self._dir.parent):
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)

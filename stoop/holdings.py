@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
+import trio
 
 from stoop.errors import ActFailed, TargetError, TargetGone
 from stoop.holds import MAX_HOLDS, Hold, Table, lasts_longer, until
@@ -18,6 +20,9 @@ from stoop.spec import (
 )
 
 NOT_KEPT = "a hold is in memory only: it would not be given back after a restart"
+
+
+GIVEN_BACK = "it was given back while it was being taken"
 
 
 class Say(Protocol):
@@ -101,16 +106,19 @@ class Holdings:
         if held is None and len(self.table) >= MAX_HOLDS:
             return Outcome(Verdict.REFUSED, f"{MAX_HOLDS} things are held already (`stoop active`)")
         hold = self._again(held, planned) if held is not None else self._new(run, ready, act, planned)
-        synced = ready.action.spec.outlives_boot
-        trouble = self._put(hold, synced=synced) if hold is not held else ""
-        if trouble and synced:
+        trouble = self._put(hold) if hold is not held else ""
+        if trouble and ready.action.spec.outlives_boot:
             self.table.remove(hold.act)
             return Outcome(Verdict.FAILED, f"what would undo it can't be written down first: {trouble}")
         if not hold.until_ns:
             self._say("warning", "held without an end", act=hold.act, action=hold.action, hint="`stoop undo` ends it")
         reversal = msgspec.structs.replace(planned, state=hold.state)
         context = msgspec.structs.replace(
-            ready.context, act=act, reversal=reversal, keep=lambda state: self._add(hold.act, state)
+            ready.context,
+            act=act,
+            reversal=reversal,
+            keep=partial(self._add, hold.act),
+            keep_synced=partial(self.keep_synced, hold.act),
         )
         return Ready(ready.action, context, ready.target, hold.act)
 
@@ -162,6 +170,21 @@ class Holdings:
         if hold is not None:
             self._put(msgspec.structs.replace(hold, state=hold.state | state))
 
+    async def keep_synced(self, act: str, state: dict[str, Any]) -> str:
+        """Add to a hold's state, on the disk itself; "" or why nothing may be changed now. The sync is a thread's: no
+        other act waits for the disk meanwhile."""
+        hold = self.table.get(act)
+        if hold is not None:
+            self.table.put(msgspec.structs.replace(hold, state=hold.state | state))
+        while (hold := self.table.get(act)) is not None:
+            trouble = await trio.to_thread.run_sync(partial(self._files.keep, hold, synced=True))
+            if trouble:
+                return f"what would undo it can't be written down first: {trouble}"
+            if self.table.get(act) is hold:
+                return ""
+        self._files.remove(act)  # the thread may have written it after it was removed
+        return GIVEN_BACK
+
     # ------------------------------------------------------------ what becomes of a hold
 
     def renew(self, hold: Hold, ttl_ns: int) -> Hold:
@@ -181,8 +204,8 @@ class Holdings:
         if trouble:
             self._say("warning", "a hold that is over stays on disk", act=hold.act, trouble=trouble)
 
-    def _put(self, hold: Hold, *, synced: bool = False) -> str:
-        trouble = self._files.keep(hold, synced=synced)
+    def _put(self, hold: Hold) -> str:
+        trouble = self._files.keep(hold, synced=False)
         if trouble:
             self._say("error", NOT_KEPT, act=hold.act, trouble=trouble)
         self.table.put(hold)

@@ -179,6 +179,10 @@ class CaptureHands(Protocol):
         """The same, under way by itself: nothing of it ends when nobody waits any more."""
         ...
 
+    def release(self, act: str) -> None:
+        """What this act kept to give it back is not needed for that any more: it may be let go with time."""
+        ...
+
 
 class Lookup(Protocol):
     """What deciding asks of the node. Every method is synchronous and bounded."""
@@ -223,6 +227,10 @@ class NodeHost(Lookup, Protocol):
 
     def descendants(self, pid: int) -> tuple[int, ...]:
         """Every living descendant of now, parents before children."""
+        ...
+
+    def children(self, pid: int) -> tuple[int, ...]:
+        """Its living children of now, of all its threads; () when it has gone."""
         ...
 
     def session_entry(self, facts: ProcessFacts) -> tuple[int, tuple[int, ...]]:

@@ -94,6 +94,10 @@ class Watched:
         self._acts.popitem(last=False)
         return False
 
+    def has_ended(self, container_id: str) -> bool:
+        """Whether this is one of those that were ended: its cgroup may be there for a while."""
+        return any(ended.container_id == container_id for ended in self._acts.values())
+
     def pods(self) -> frozenset[str]:
         """The uids of the pods in which one is waited for."""
         return frozenset(ended.pod_uid for ended in self._acts.values())

@@ -193,6 +193,8 @@ class Doing:
 
     def deadline_s(self, usual_s: float) -> float:
         """How long it may take to be seen to have worked."""
+        if self.begun.deadline_s:
+            return self.begun.deadline_s
         longer = self.ready.action.deadline_s
         return usual_s if longer is None else longer(self.ready.context.params)
 

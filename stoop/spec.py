@@ -135,7 +135,7 @@ class ActionSpec(Spec, frozen=True, kw_only=True):
     `continue_default`: Talon's default of `continue` for this actionner.
     `idempotent_with`: which parameters it is idempotent with, where it is not with all.
     `reversible`: it holds something until its `ttl` is over, and gives it back then. `outlives_boot`: what it holds is
-    still held after the machine was restarted (a file that was moved), so it is kept on disk before it is done.
+    still held after the machine was restarted (a file that was moved), so the act calls `keep_synced` before it.
     """
 
     target: TargetKind
@@ -186,7 +186,9 @@ class ActContext(msgspec.Struct, frozen=True):
     """What `begin` gets: the held target, the typed parameters, and ways to ask who is protected.
 
     `act`: the id of this act. Of a reversible one: `reversal`, what was kept (if its key was held already, of that
-    time), and `keep`, to add to the state that `undo` gets before something more is changed.
+    time), and `keep`, to add to the state that `undo` gets before something more is changed. `keep_synced` does that on
+    the disk itself, in a thread, and returns "" or why nothing may be changed now (it can't be written; it was given
+    back meanwhile).
     """
 
     host: NodeHost
@@ -202,6 +204,8 @@ class ActContext(msgspec.Struct, frozen=True):
     seen: HeldProcess | None = None  # of an act on a container: the alert's process, where it is held
     fields: Mapping[str, Any] = {}  # the alert's output_fields: words, not facts
     alert: Alert | None = None  # the same, for placeholders (`stoop.template`)
+    # As `keep`, on the disk itself.
+    keep_synced: Callable[[dict[str, Any]], Awaitable[str]] | None = None
     has_output: bool = False  # whether the rule sends what it leaves somewhere
 
 
@@ -209,11 +213,13 @@ class Begun(msgspec.Struct, frozen=True):
     """An act that was begun and has yet to be verified. `held` are further processes it holds; verify closes them.
 
     `acted` False: nothing was done yet. The act blocks, so `verify` does all of it, in the lane.
+    `deadline_s`: how long this very one may take, where it was seen to take longer than its like (0: as usual).
     """
 
     held: tuple[Any, ...] = ()
     details: dict[str, Any] = {}
     acted: bool = True
+    deadline_s: float = 0.0
 
 
 Plan = Callable[[ActContext], Outcome | Reversal]
@@ -234,10 +240,10 @@ class Action(msgspec.Struct, frozen=True):
 
     A reversible action has more. `plan` reads what undoing will need, before anything is changed. `undo` gives
     back exactly that: `done`; `skipped` where nothing of ours is left (gone, or somebody else changed it since, which
-    it says); `failed` to be tried again. It may be called at any time, twice, and after a restart. `at_end` is called
-    in its place when the time is over, where that means something else; `at_end_destroys` tells of which container that
-    would be the end, None where of none, for whoever wants evidence of it first (raises TargetGone, TargetRefused).
-    `drift` tells what somebody else did to it meanwhile, "" for nothing.
+    it says); `failed` to be tried again. It may be called at any time, twice, and after a restart, and gets `undo_s`
+    seconds (0: as usual). `at_end` is called in its place when the time is over, where that means something else;
+    `at_end_destroys` tells of which container that would be the end, None where of none, for whoever wants evidence of
+    it first (raises TargetGone, TargetRefused). `drift` tells what somebody else did to it meanwhile, "" for nothing.
     """
 
     spec: ActionSpec
@@ -248,6 +254,7 @@ class Action(msgspec.Struct, frozen=True):
     lane: str = ""
     plan: Plan | None = None
     undo: Undo | None = None
+    undo_s: float = 0.0
     at_end: Undo | None = None
     at_end_destroys: Callable[[NodeHost, dict[str, Any]], ContainerFacts | None] | None = None
     drift: Drift | None = None

@@ -157,6 +157,10 @@ class FakeHost:
             found += [child for child, process in self._living() if process.facts.ppid == parent]
         return tuple(found[1:])
 
+    def children(self, pid: int) -> tuple[int, ...]:
+        """Those that live."""
+        return tuple(child for child, process in self._living() if process.facts.ppid == pid)
+
     def session_entry(self, facts: ProcessFacts) -> tuple[int, tuple[int, ...]]:
         """There are no sessions here."""
         raise TargetRefused("it belongs to no exec session")

@@ -71,6 +71,9 @@ class Hands:
         self.captures.append(Capture())
         return self.captures[-1]
 
+    def release(self, act: str) -> None:
+        raise AssertionError("no act holds a bundle here")
+
 
 def bench_of(rule: RuleForm = RULE, **first: Any) -> tuple[Workbench, Hands]:
     """A node with one process in a container, 40, and one that is in none, 41; both end on SIGKILL."""

@@ -232,11 +232,6 @@ async def test_what_outlives_the_machine_is_written_down_first_or_not_done(
     (record,) = bench.ledger.records
     assert (record.verdict, len(bench.holdings.table)) == (Verdict.FAILED, 0)
     assert "can't be written down first" in record.reason
-    bench.files.trouble = ""
-    bench.accept(alert_of(proc_pid=40, evt_num=2))
-    await bench.responder.idle()
-    assert bench.ledger.records[-1].verdict is Verdict.DONE
-    assert bench.files.synced == [bench.ledger.records[-1].act]
 
 
 async def test_two_who_ask_at_once_undo_it_once(nursery: trio.Nursery, autojump_clock: Jumps) -> None:

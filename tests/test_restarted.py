@@ -94,6 +94,7 @@ def test_the_place_is_the_pod_s_and_the_name_s_and_never_its_own() -> None:
     watched = Watched()
     watched.add(ended())
     assert watched.pods() == {"uid-1"}
+    assert (watched.has_ended("c" * 64), watched.has_ended("d" * 64)) == (True, False)
     assert watched.took_place("d" * 64, "uid-2", "app") == []
     assert watched.took_place("d" * 64, "uid-1", "side") == []
     assert watched.took_place("c" * 64, "uid-1", "app") == []

@@ -78,6 +78,14 @@ def test_what_is_not_known_matches_nothing_and_exempts_nothing(facts: PodFacts, 
     assert (told(bench), undecided(bench)) == ([("refused", reason)], {})
 
 
+def test_only_a_candidate_is_looked_up() -> None:
+    bench = ask(Condition(APP, False, ("web",)), Condition("proc.name", False, ("sh",)))
+    bench.accept(alert_of("Another", proc_pid=40, proc_name="sh"), alert_of(proc_pid=40, proc_name="ls"))
+    assert (told(bench), bench.host.held) == ([], [])
+    bench.accept(alert_of(proc_pid=40, proc_name="sh"))
+    assert (told(bench), bench.host.held) == ([("done", "")], [40])
+
+
 def test_what_fails_by_another_condition_is_not_said_to_be_undecided() -> None:
     bench = ask(Condition(APP, False, ("web",)), Condition("k8s.ns.name", False, ("dev",)), facts=pod())
     bench.accept(alert_of(proc_pid=40))

@@ -140,6 +140,13 @@ class LinuxHost:
         """Every living descendant of now, parents before children, at most MAX_DESCENDANTS."""
         return self._procfs.descendants(pid, MAX_DESCENDANTS)
 
+    def children(self, pid: int) -> tuple[int, ...]:
+        """Its living children of now; () when it has gone."""
+        try:
+            return tuple(self._procfs.children(pid))
+        except (FileNotFoundError, ProcessLookupError):
+            return ()
+
     def session_entry(self, facts: ProcessFacts) -> tuple[int, tuple[int, ...]]:
         """The exec entry that a container's process belongs to, and all its members, the entry first.
 
@@ -175,9 +182,9 @@ class LinuxHost:
         """As `Uppers.of`."""
         return self._uppers.of(container.container_id)
 
-    def pod_now(self, container_id: str, pod_uid: str) -> PodFacts:
-        """As `pod_of`, looked at anew; only what the runtime's own files tell is remembered."""
-        return self._pods.now(container_id, pod_uid)
+    def pod_by_runtime(self, container_id: str, pod_uid: str) -> PodFacts:
+        """As `pod_of`, by the runtime's own word alone, looked at anew until it is there."""
+        return self._pods.by_runtime(container_id, pod_uid)
 
     def containers(self) -> Iterator[Found]:
         """Each container's cgroup of now. Raises TargetRefused where there are too many to look through."""

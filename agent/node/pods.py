@@ -46,12 +46,18 @@ class Pods:
         if key not in self._known:
             self._remember(key, self._look(container_id, pod_uid), EXPECTED_NS)
 
-    def now(self, container_id: str, pod_uid: str) -> PodFacts:
-        """The same, looked at anew. What is not the runtime's own word is not remembered: for a container that is just
-        being started, whose files may come any moment."""
+    def by_runtime(self, container_id: str, pod_uid: str) -> PodFacts:
+        """The same by the runtime's own word alone, looked at anew until it is there: for a container that is just
+        being started. The kubelet's directories are left: they may lie on a disk that hangs."""
         key = (container_id, pod_uid)
-        facts = self._look(container_id, pod_uid)
-        return facts if facts.why else self._remember(key, facts, WEAK_NS)
+        known = self._known.get(key)
+        if known is not None and not known[1]:
+            return known[0]
+        bundle = self._bundles.read(container_id)
+        if isinstance(bundle, Bundle) and bundle.names.uid in ("", pod_uid):
+            facts = _of_bundle(container_id, pod_uid, bundle)
+            return facts if facts.why else self._remember(key, facts, WEAK_NS)
+        return PodFacts(container_id, why=str(bundle) if isinstance(bundle, str) else "another pod's")
 
     def _remember(self, key: tuple[str, str], facts: PodFacts, weak_ns: int) -> PodFacts:
         self._known[key] = facts, self._mono_ns() + weak_ns if facts.why else 0
@@ -65,17 +71,17 @@ class Pods:
         if isinstance(bundle, Bundle):
             told = bundle.names.uid
             if not (told and pod_uid and told != pod_uid):
-                facts = _of_bundle(container_id, pod_uid, bundle.names)
-                return msgspec.structs.replace(facts, init_pid=bundle.init_pid)
+                return _of_bundle(container_id, pod_uid, bundle)
             bundle = f"the runtime says pod {told}, the cgroup pod {pod_uid}"
         names = self._logs.read(container_id, pod_uid)
         return _facts(container_id, pod_uid, names, Source.KUBELET, why=bundle)
 
 
-def _of_bundle(container_id: str, pod_uid: str, names: Names) -> PodFacts:
-    if names.pod or not (pod_uid or names.uid):
-        return _facts(container_id, pod_uid, names, Source.BUNDLE)
-    return _facts(container_id, pod_uid, names, Source.BUNDLE, why="the runtime's files name no pod")
+def _of_bundle(container_id: str, pod_uid: str, bundle: Bundle) -> PodFacts:
+    names = bundle.names
+    why = "" if names.pod or not (pod_uid or names.uid) else "the runtime's files name no pod"
+    facts = _facts(container_id, pod_uid, names, Source.BUNDLE, why=why)
+    return msgspec.structs.replace(facts, init_pid=bundle.init_pid)
 
 
 def _facts(container_id: str, pod_uid: str, names: Names, source: Source, why: str = "") -> PodFacts:

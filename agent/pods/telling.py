@@ -12,9 +12,9 @@ from stoop.wire import AnyMessage, PodGone, PodKnown, PodsFresh, PodsListed, Pod
 MAX_PODS = 1024
 """As many as the reflex keeps (agent/podbook.py)."""
 
-PAUSE_S = 0.2
-"""Between two tellings. Whoever changes a pod's labels without end costs the reflex five frames a second a pod, of some
-50 µs each."""
+PAUSE_S = 0.05
+"""Between two tellings. Whoever changes a pod's labels without end costs the reflex twenty frames a second a pod, of
+4 µs each, 21 for the largest (measured)."""
 
 FRESH_S = 10.0
 """Between two words that nothing is new."""

@@ -129,9 +129,14 @@ class Reader:
             return
         self.long += len(line) > MAX_LINE
         line = line[:MAX_LINE]
-        match = _LINE.fullmatch(line)
-        if match is None:
+        text = self.parse(line)
+        if text is None:
             self.odd += bool(line)
             self._tail.add(line + b"\n" if line else b"")
         else:
-            self._tail.add(match[2] + (b"\n" if match[1] == b"F" else b""))
+            self._tail.add(text)
+
+    def parse(self, line: bytes) -> bytes | None:
+        """The text of one line; None for what no runtime wrote."""
+        match = _LINE.fullmatch(line)
+        return None if match is None else match[2] + (b"\n" if match[1] == b"F" else b"")

@@ -11,9 +11,11 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from agent.jobs import VOLATILE, LogJob
-from agent.work.crilog import LogFile, Reader, Tail, newest_first
+from agent.work import dockerlog
+from agent.work.crilog import Reader, Tail, newest_first
 from agent.work.files import CHUNK, look, names, open_beneath, pieces
 from agent.work.telling import Teller
 from stoop.errors import ActFailed, TargetRefused
@@ -37,6 +39,17 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CONTAINER = re.compile(rb"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # RFC 1123 label, as Kubernetes asks for
 _LINES = re.compile(rb"[^\n]*\n|[^\n]+")
 _GZIP = 16 + zlib.MAX_WBITS  # zlib's manual, inflateInit2: a gzip header is expected
+
+
+class Source(NamedTuple):
+    """One file of a container's log: where it is, how it is told, how its lines are read."""
+
+    directory: int
+    name: str
+    what: str
+    step: str
+    packed: bool
+    reader: type[Reader]
 
 
 def read(teller: Teller, job: LogJob, fds: tuple[int, ...]) -> None:
@@ -95,58 +108,88 @@ def _one(teller: Teller, job: LogJob, pod: int, container: str) -> tuple[Tail, l
         if job.containers:
             teller.lacks(container, f"its log directory: {error.strerror}")
         return tail, used
+    opened = [directory]
     try:
-        found = [os.fsdecode(name) for name in names(directory, MAX_NAMES)]
         lines, left = job.lines, job.bytes
-        for file in newest_first(found, job.attempt)[:MAX_FILES]:
+        for source in _sources(teller, job, container, opened)[:MAX_FILES]:
             part = Tail(lines, left)
-            if teller.may(f"log {len(used)} {file.attempt} {file.rotated}"):
-                _file(teller, directory, container, file, part, min(WINDOW, READ_FACTOR * left))
+            if teller.may(f"log {len(used)} {source.step}"):
+                _file(teller, source, part, min(WINDOW, READ_FACTOR * left))
                 if part.cut:
                     part = Tail(lines, left)
-                    _file(teller, directory, container, file, part, READ_FACTOR * left)
+                    _file(teller, source, part, READ_FACTOR * left)
             if part.size:
                 texts.insert(0, part.text())
-                used.append(file.name)
+                used.append(source.name)
                 lines, left = lines - part.lines, left - part.size
                 tail.cut |= part.cut
             if lines <= 0 or left <= 0 or tail.cut:
                 break
     finally:
-        os.close(directory)
+        for fd in opened:
+            os.close(fd)
     for line in _LINES.findall(b"".join(texts)):  # what one file began another may have ended
         tail.add(line)
     return tail, used
 
 
-def _file(teller: Teller, directory: int, container: str, file: LogFile, tail: Tail, most: int) -> None:
-    """The end of one file into `tail`. What is no log of the kubelet's is told, and left out."""
-    what, wanted = f"{container}/{file.name}", tail.wanted
+def _sources(teller: Teller, job: LogJob, container: str, opened: list[int]) -> list[Source]:
+    """The files of one container's log, the newest first. `opened`: its directory, and gets those of Docker's."""
+    directory = opened[0]
+    found = [os.fsdecode(name) for name in names(directory, MAX_NAMES)]
+    sources = []
+    for file in newest_first(found, job.attempt)[:MAX_FILES]:
+        container_id = dockerlog.meant_by(directory, file.name)
+        if not container_id:
+            step = f"{file.attempt} {file.rotated}"
+            sources.append(Source(directory, file.name, f"{container}/{file.name}", step, file.packed, Reader))
+            continue
+        try:
+            docker = dockerlog.open_directory(job.docker, container_id, job.pod.rpartition("_")[2], container)
+            opened.append(docker)
+            theirs = dockerlog.files_of(docker, container_id)
+        except (OSError, TargetRefused) as error:
+            teller.lacks(f"{container}/{file.name}", f"a link to Docker's log: {_why(error)}")
+            continue
+        for each in theirs:
+            what = f"{container}/{file.name}: {each.name}"
+            step = f"{file.attempt} docker {each.age}"
+            sources.append(Source(docker, each.name, what, step, each.packed, dockerlog.DockerReader))
+    return sources
+
+
+def _why(error: Exception) -> str:
+    return str(getattr(error, "reason", None) or getattr(error, "strerror", None) or error)
+
+
+def _file(teller: Teller, source: Source, tail: Tail, most: int) -> None:
+    """The end of one file into `tail`. What is no log of the runtime's is told, and left out."""
+    wanted = tail.wanted
     try:
-        fd = open_beneath(directory, os.fsencode(file.name))
+        fd = open_beneath(source.directory, os.fsencode(source.name))
     except OSError as error:
-        teller.lacks(what, str(error.strerror))
+        teller.lacks(source.what, str(error.strerror))
         return
     try:
         looks = look(fd)
         if not looks.is_regular or looks.links != 1 or looks.uid != 0:
-            teller.lacks(what, "it is no regular file of root with one name")
+            teller.lacks(source.what, "it is no regular file of root with one name")
             return
-        start = 0 if file.packed else max(0, looks.size - most)
+        start = 0 if source.packed else max(0, looks.size - most)
         os.lseek(fd, max(0, start - 1), os.SEEK_SET)
-        reader = Reader(tail, begun=not start)
-        for data in _unpacked(fd) if file.packed else pieces(fd, looks.size - max(0, start - 1)):
+        reader = source.reader(tail, begun=not start)
+        for data in _unpacked(fd) if source.packed else pieces(fd, looks.size - max(0, start - 1)):
             reader.feed(data)
             teller.phase(VOLATILE)  # still at work
         reader.end()
         tail.cut |= bool(start) and tail.lines < wanted
     except (OSError, zlib.error) as error:
-        teller.lacks(what, getattr(error, "strerror", None) or str(error))
+        teller.lacks(source.what, _why(error))
         return
     finally:
         os.close(fd)
     if reader.odd or reader.long:
-        teller.lacks(what, f"{reader.odd} lines are none of the runtime's, {reader.long} were cut")
+        teller.lacks(source.what, f"{reader.odd} lines are none of the runtime's, {reader.long} were cut")
 
 
 def _unpacked(fd: int) -> Iterator[bytes]:

@@ -21,7 +21,7 @@ from agent.jobs import (
     TrafficJob,
     encode,
 )
-from agent.work import deliver, download, log, memory, quarantine, scribe, snapshot, syscalls, traffic
+from agent.work import deliver, disuse, download, log, memory, quarantine, scribe, snapshot, syscalls, traffic
 from stoop.errors import StoopError, TargetGone, TargetRefused
 from stoop.evidence.store import Store
 
@@ -36,7 +36,10 @@ def _bundled(read: scribe.Read) -> Perform:
 
 
 def _tidy(job: AnyJob, sock: socket.socket, deadline: float, fds: tuple[int, ...]) -> Result:
+    assert isinstance(job, TidyJob)
     with Store(job.store, job.limits) as store:
+        if job.before_ns:
+            store.unpin_others(job.held, job.before_ns)
         notes = store.tidy()[:MAX_NOTES]
         return Result(True, details={"notes": notes, "store": store.holds})
 
@@ -48,7 +51,7 @@ PERFORM: dict[type[AnyJob], Perform] = {
     DownloadJob: _bundled(download.read),
     TrafficJob: _bundled(traffic.read),
     KeepFileJob: _bundled(quarantine.read),
-    AsideJob: quarantine.perform,
+    AsideJob: disuse.perform,
     DeliverJob: deliver.perform,
     SyscallsJob: _bundled(syscalls.read),
     ProbeJob: syscalls.probe,

@@ -19,6 +19,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from agent.jobs import (
     NICE,
     READ,
@@ -88,6 +90,8 @@ def perform(read: Read, job: AnyJob, sock: socket.socket, deadline: float, fds: 
         os.nice(NICE)
     reserve = min(max(RESERVE_SECONDS, (deadline - begun) / 10), RESERVE_MOST_SECONDS)
     with Store(job.store, job.limits) as store, store.draft(job.origin) as draft:
+        if isinstance(job, KeepFileJob):
+            job = msgspec.structs.replace(job, room=store.room_for_pins())
         scribe = _Scribe(read, job, sock, fds, draft)
         scribe.gather(min(deadline - reserve, begun + job.read_s if job.read_s else deadline))
         read_s = time.monotonic() - begun
@@ -101,7 +105,8 @@ def perform(read: Read, job: AnyJob, sock: socket.socket, deadline: float, fds: 
         if scribe.hung:
             notes["hung"] = sorted(scribe.hung)
         join_s = min(JOIN_SECONDS, max(0.0, deadline - time.monotonic()) / 2)
-        kept = draft.commit(job.origin, job.target, notes, join_s)
+        pinned = isinstance(job, KeepFileJob) and not draft.writer.missing_count
+        kept = draft.commit(job.origin, job.target, notes, join_s, pinned=pinned)
     details: dict[str, Any] = {
         "bundle": kept.bundle,
         "bytes": kept.bytes,
@@ -115,7 +120,8 @@ def perform(read: Read, job: AnyJob, sock: socket.socket, deadline: float, fds: 
     if isinstance(job, KeepFileJob):
         if kept.missing:
             return Result(False, "the file could not be kept whole; nothing was changed", details)
-        details |= {"file": parts[0].about["file"], "sha256": parts[0].sha256}
+        about = parts[0].about
+        details |= {"file": about["file"], "resolved": about["resolved"], "sha256": parts[0].sha256}
     if scribe.text:
         details["text"] = scribe.text
     return Result(True, details=details | ({"hung": sorted(scribe.hung)} if scribe.hung else {}))

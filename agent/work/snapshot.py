@@ -18,7 +18,7 @@ import msgspec
 
 from agent.jobs import NICE, VOLATILE, LogTail, SnapshotJob
 from agent.node.procfs import text
-from agent.work import cgroups
+from agent.work import cgroups, dockerlog
 from agent.work.files import CHUNK, Looks, look, names, open_beneath, pieces, reopen
 from agent.work.held import Process, hold_all
 from agent.work.overlay import Changes, Mount, parse_mountinfo, upper_of
@@ -26,7 +26,7 @@ from agent.work.process import volatile
 from agent.work.sockets import TABLES, sockets
 from agent.work.telling import Teller
 from agent.work.unixpeers import MAX_CONNECTED, NONE_CONNECTED, Connected, connected, names_of_node
-from stoop.errors import TargetGone
+from stoop.errors import TargetGone, TargetRefused
 
 MAX_EXECUTABLES = 64
 """Different executables of one snapshot, each a descriptor and a part."""
@@ -236,16 +236,17 @@ class _Snapshot:
             directory = os.open(tail.directory, _TOP)
             try:
                 name = tail.name if not tail.name.endswith("/") else _newest(directory, tail.name)
-                fd = open_beneath(directory, os.fsencode(name))
+                fd = _open_log(directory, name, tail.docker)
             finally:
                 os.close(directory)
-        except OSError as error:
-            self._teller.lacks("log.txt", f"{tail.name}: {error.strerror}")
+        except (OSError, TargetRefused) as error:
+            why = error.strerror if isinstance(error, OSError) else error.reason
+            self._teller.lacks("log.txt", f"{tail.name}: {why}")
             return
         try:
             found = look(fd)
-            if not found.is_regular or found.links != 1:
-                self._teller.lacks("log.txt", f"{tail.name}: it is no regular file with one name")
+            if not found.is_regular or found.links != 1 or found.uid not in (0, os.geteuid()):
+                self._teller.lacks("log.txt", f"{tail.name}: it is no regular file of root with one name")
                 return
             size = min(found.size, tail.bytes)
             os.lseek(fd, found.size - size, os.SEEK_SET)
@@ -311,6 +312,30 @@ class _Snapshot:
                 for piece in pieces(fd, size):
                     self._teller.piece(piece)
             self._teller.end()
+
+
+def _open_log(directory: int, name: str, docker: str) -> int:
+    """The file of this name, or Docker's that a link there is about, whose lines are kept as they are too. Raises
+    OSError, TargetRefused."""
+    try:
+        return open_beneath(directory, os.fsencode(name))
+    except OSError as error:
+        folders, _, last = name.rpartition("/")
+        if error.errno != errno.ELOOP or not folders:
+            raise
+    folder = open_beneath(directory, os.fsencode(folders), _TOP)
+    try:
+        container_id = dockerlog.meant_by(folder, last)
+    finally:
+        os.close(folder)
+    if not container_id:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    pod, _, container = folders.rpartition("/")
+    found = dockerlog.open_directory(docker, container_id, pod.rpartition("_")[2], container)
+    try:
+        return open_beneath(found, f"{container_id}-json.log".encode("ascii"))
+    finally:
+        os.close(found)
 
 
 def _newest(directory: int, name: str) -> str:

@@ -11,6 +11,7 @@ from stoop.actions.container import limit as container_limit
 from stoop.actions.evidence import memory as evidence_memory
 from stoop.actions.evidence import pcap as evidence_pcap
 from stoop.actions.evidence import snapshot as evidence_snapshot
+from stoop.actions.file import quarantine as file_quarantine
 from stoop.actions.gcp import function as gcp_function
 from stoop.actions.kubernetes import annotation as kubernetes_annotation
 from stoop.actions.kubernetes import cordon as kubernetes_cordon
@@ -41,6 +42,7 @@ ACTIONS: tuple[Action, ...] = (
     container_limit.ACTION,
     evidence_snapshot.ACTION,
     evidence_memory.ACTION,
+    file_quarantine.ACTION,
     evidence_pcap.ACTION,
     network_isolate.ACTION,
     network_block.ACTION,

@@ -67,6 +67,8 @@ def _pods_findings(pods: Mapping[str, Any]) -> Iterator[str]:
         yield f"labels, annotations and owners of pods can't be asked for: {_value(error)}"
     if pods.get("stale") and isinstance(age_s := pods.get("age_s"), int | float):
         yield f"labels, annotations and owners of pods are {_span(age_s)} old"
+    if pods.get("listed") and not pods.get("known") and pods.get("unknown"):
+        yield f"no pod of node {pods.get('node')} is known to {pods.get('source')}: is that its name (node_name)?"
     if left_out := pods.get("left_out"):
         yield f"{left_out} pods are left out: there are more on this node than are kept"
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from stoop.errors import ActFailed
-from stoop.evidence import joining
+from stoop.errors import ActFailed, TargetRefused
+from stoop.evidence import joining, pins
 from stoop.evidence import manifest as manifests
 from stoop.evidence.joining import Base
 from stoop.evidence.manifest import Capture, Manifest, Origin
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 JOIN_SECONDS = 10.0
 """How long a capture may take to be joined to its run's bundle, unless its act has less time: 1 GiB on a usual disk."""
+
+NO_ROOM = "the evidence store keeps as much for quarantined files as it may (half of it): give some back"
 
 BUSY = "other captures of the run took their places meanwhile, each time anew"
 
@@ -48,6 +50,7 @@ class Draft:
         self._fd = fd
         self._name = name
         self._begun_ns = begun_ns
+        self._pinned = False
         self.writer = writer
 
     def flush(self) -> None:
@@ -63,9 +66,13 @@ class Draft:
         target: dict[str, Any],
         notes: dict[str, Any] | None = None,
         join_s: float = JOIN_SECONDS,
+        *,
+        pinned: bool = False,
     ) -> Kept:
         """Make it durable and give it its place, in the bundle that its run has already if that can be done in `join_s`
-        seconds. Raises ActFailed."""
+        seconds. `pinned`: it stays until the origin's act needs it no more. Raises ActFailed, and TargetRefused where
+        pinned bundles have their share of the store already."""
+        self._pinned = pinned
         until = time.monotonic() + join_s
         run = self._run
         said = (origin, target, notes or {})
@@ -151,6 +158,10 @@ class Draft:
         writer.seal(raw)
         os.fdatasync(self._fd)
         place = msgspec.structs.replace(place, manifest=manifests.digest(raw))
+        if self._pinned:
+            if store.room_for_pins(bundle) < writer.written:
+                raise TargetRefused(NO_ROOM)
+            pins.pin(store.fd, bundle, origin.act)
         store.admit(self._name, bundle, place, replaces=base is not None)
         self._name = ""
         return Kept(bundle, writer.written, place.sequence, place.manifest, len(parts), writer.missing_count, apart)

@@ -2,6 +2,7 @@
 
 A bundle's place is that of its newest manifest: so the places that are let go are always the chain's beginning, also
 where captures were added to a bundle later, and one number (`Head.oldest`) tells that from bundles that were removed.
+What an act needs to give something back stays, also below that number.
 Those that wait to be sent may stay below that number for a while: the chain does not miss one of them that is removed,
 its delivery does.
 """
@@ -25,10 +26,12 @@ class Going(NamedTuple):
 
 class Kept(NamedTuple):
     """What stays if it can. `newest`: the chain's last place, which is never let go. `waiting`: names of bundles that
-    are still to be sent somewhere: they go when nothing else is left, or when they are too old."""
+    are still to be sent somewhere: they go when nothing else is left, or when they are too old. `pinned`: of those that
+    an act needs to give something back, which never go."""
 
     newest: int
     waiting: frozenset[str] = frozenset()
+    pinned: frozenset[str] = frozenset()
 
 
 def choose(
@@ -38,7 +41,7 @@ def choose(
     last_of: Callable[[str], int],
     kept: Kept,
 ) -> list[Going]:
-    """The oldest beyond the limits, in order, never the newest. `bundles`: names and bytes of all.
+    """The oldest beyond the limits, in order, never the newest nor a pinned one. `bundles`: names and bytes of all.
 
     `last_of` reads a bundle's newest sequence; it is asked only about those that may have to go.
     """
@@ -46,7 +49,9 @@ def choose(
     total = sum(sizes.values())
     going: list[Going] = []
     # A name tells the first place, which is no later than the last.
-    left = [(name in kept.waiting, manifests.sequence_of(name), name, False) for name in sizes]
+    left = [
+        (name in kept.waiting, manifests.sequence_of(name), name, False) for name in sizes if name not in kept.pinned
+    ]
     heapq.heapify(left)
     while left and (count := len(sizes) - len(going)) > 1:
         waits, sequence, name, is_read = left[0]

@@ -3,6 +3,7 @@
     .writing-*   being written, locked by its writer (flock(2)) for as long as that lives
     NNN-*.tar.zst   whole bundles, one for each run
     head.json   the last manifest's hash and place in the chain, and which bundles were let go
+    .pin-*   an act that needs its bundle, which is not let go (`stoop.evidence.pins`)
     lock   held while a bundle takes its place
 Several processes may write at a time. A bundle is renamed into its place when it is on disk, so it is there whole or
 not at all; the head follows, and is put right from the bundles when that was cut short.
@@ -17,12 +18,13 @@ import secrets
 import select
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import msgspec
 
 from stoop.errors import ActFailed, StartRefused
 from stoop.evidence import manifest as manifests
+from stoop.evidence import pins
 from stoop.evidence.draft import Draft, Kept
 from stoop.evidence.head import HEAD, Coming, Head, read_head, write_head
 from stoop.evidence.limits import DELIVERIES, DIRECTORY, Limits
@@ -193,19 +195,28 @@ class Store:
         """For `Draft.close`."""
         os.unlink(name, dir_fd=self.fd)
 
+    def room_for_pins(self, beside: str = "") -> int:
+        """Bytes that more bundles may be pinned with; `beside`: this one is not counted."""
+        return pins.room(self.fd, self.limits, beside)
+
+    def unpin_others(self, held: Collection[str], before_ns: int) -> list[str]:
+        """As `pins.clear`: pins that a kill left."""
+        return pins.clear(self.fd, held, before_ns)
+
     def _let_go(self, head: Head) -> list[str]:
-        """Remove the oldest beyond the limits. The head is written first: a gap below it is ours."""
+        """Remove the oldest beyond the limits, no pinned one. The head is written first: a gap below it is ours."""
         sizes = []
         for bundle in self.bundles():
             with contextlib.suppress(FileNotFoundError):
                 found = os.stat(bundle + SUFFIX, dir_fd=self.fd, follow_symlinks=False)
                 sizes.append((bundle, found.st_size))
-        kept = Stays(head.sequence, self._waiting())
+        kept = Stays(head.sequence, self._waiting(), pins.pinned(self.fd))
         going = choose(sizes, self.limits, self.now_ns() / 1e9, self._last_of, kept)
         names = [each.bundle for each in going]
         staying = [size for bundle, size in sizes if bundle not in names]
         self.holds = {"bytes": sum(staying), "bundles": len(staying)}
         if going:
+            # One that was pinned or waited goes late: what came after it may have gone before.
             self._keep_head(
                 msgspec.structs.replace(head, oldest=max(head.oldest, *(each.sequence + 1 for each in going)))
             )

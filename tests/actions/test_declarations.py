@@ -88,6 +88,7 @@ TALON: dict[str, tuple[bool, str, dict[str, object]]] = {
 
 OWN = {"process:kill", "process:suspend", "container:kill", "container:freeze", "container:limit"}
 OWN |= {"network:isolate", "network:block", "evidence:snapshot", "evidence:memory", "evidence:pcap"}
+OWN |= {"file:quarantine"}
 
 ON_THE_NODE = {"kubernetes:log", "kubernetes:download", "kubernetes:tcpdump", "kubernetes:sysdig"}
 """Acts of Talon's that the agent carries out."""
@@ -246,7 +247,8 @@ def test_what_it_needs_and_reaches_fits_together(spec: ActionSpec) -> None:
     if spec.target in (TargetKind.PROCESS, TargetKind.CONTAINER, TargetKind.OBJECT):
         assert spec.needs
         assert spec.reach is not Reach.NONE
-    assert not (spec.destroys and spec.reversible)
+    # What is given back is no loss, but for a file, which others may need meanwhile.
+    assert not (spec.destroys and spec.reversible) or spec.name == "file:quarantine"
     assert spec.parameters is not NoParameters or spec.check is None
 
 
@@ -314,6 +316,7 @@ def test_only_what_takes_something_away_for_good_destroys() -> None:
     assert destroying == {"kubernetes:terminate", "kubernetes:delete", "kubernetes:drain"} | {
         "process:kill",
         "container:kill",
+        "file:quarantine",
     }
 
 

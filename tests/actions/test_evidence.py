@@ -46,7 +46,7 @@ def test_defaults_pass_their_own_check() -> None:
     assert (heard.seconds, heard.snaplen, heard.bytes) == (5, 0, 256 * 2**20)
     taken_away = typed_parameters(quarantine.SPEC, {"file": "/tmp/x"})
     assert isinstance(taken_away, QuarantineParameters)
-    assert (taken_away.image_files, taken_away.bytes, taken_away.ttl) == (False, 256 * 2**20, "24h")
+    assert (taken_away.image_files, taken_away.bytes, taken_away.ttl) == (False, 256 * 2**20, "1h")
 
 
 def test_the_worker_knows_the_same_regions() -> None:
@@ -78,6 +78,11 @@ def test_the_worker_knows_the_same_regions() -> None:
         (pcap.SPEC, {"duration": "5s"}, "duration", "number"),
         (pcap.SPEC, {"snaplen": 262145}, "snaplen", "262144"),
         (pcap.SPEC, {"max_bytes": "3GiB"}, "max_bytes", "at most 2GiB"),
+        (quarantine.SPEC, {"file": "bin/x"}, "file", "must be a full path"),
+        (quarantine.SPEC, {"file": 7}, "file", "must be a text"),
+        (quarantine.SPEC, {"interpreters": True}, "interpreters", "needs image_files"),
+        (quarantine.SPEC, {"interpreters": "yes"}, "interpreters", "true or false"),
+        (quarantine.SPEC, {"max_bytes": "0"}, "max_bytes", "at least 1 byte"),
         (log.SPEC, {"tail_lines": -1}, "tail_lines", "tail_lines"),
         (log.SPEC, {"tail_lines": "all"}, "tail_lines", "number"),
         (download.SPEC, {}, "file", "required"),
@@ -95,7 +100,6 @@ def test_the_worker_knows_the_same_regions() -> None:
         (sysdig.SPEC, {"buffer_size": "2KiB"}, "buffer_size", "number"),
         (sysdig.SPEC, {"scope": "cluster"}, "scope", "pod or node"),
         (sysdig.SPEC, {"image": []}, "image", "text"),
-        (quarantine.SPEC, {"file": ""}, "file", "must not be empty"),
         (quarantine.SPEC, {"file": "/x", "image_files": "yes"}, "image_files", "true or false"),
         (quarantine.SPEC, {"file": "/x", "max_bytes": "2GiB"}, "max_bytes", "at most 1GiB"),
         (quarantine.SPEC, {"file": "/x", "ttl": "soon"}, "ttl", "is not a duration"),

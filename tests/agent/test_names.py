@@ -11,7 +11,9 @@ import msgspec
 import pytest
 
 from agent.names import ASK_NS, MAX_AUTHORITIES, MAX_TOKEN, TELL_NS, Names, read_small
+from stoop import extras
 from stoop.config import Pods, PodsFrom
+from stoop.errors import StartRefused
 from stoop.metrics import Metrics
 from stoop.podmeta import PodMeta
 from stoop.pods import PodFacts, Source, Told
@@ -138,6 +140,15 @@ def test_a_new_helper_is_told_what_to_ask(make: MakeBench) -> None:
     assert bench.names.extras == ("pods",)
 
 
+def test_the_start_is_refused_where_what_asks_is_not_installed(
+    make: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(extras.EXTRAS, "pods", ("no_such_module",))
+    assert make(PodsFrom.FALCO).names.extras == ()
+    with pytest.raises(StartRefused, match=r"no_such_module is not installed.*source: watch.*install 'stoop\[pods\]'"):
+        make().names.extras  # noqa: B018 - it is asked for
+
+
 @pytest.mark.parametrize("source", [PodsFrom.NONE, PodsFrom.FALCO])
 def test_where_nothing_is_asked_nothing_is_joined(make: MakeBench, source: PodsFrom) -> None:
     bench = make(source)
@@ -174,7 +185,7 @@ def test_the_status_from_the_start_to_a_stale_word(make: MakeBench) -> None:
     bench = make()
     names = bench.names
     names.use(RuleSet.of([rule("labels", "k8s.pod.label[app]"), rule("names", "k8s.ns.name")]))
-    asked = {"source": "watch", "rules": ["labels"], "left_out": 0}
+    asked = {"source": "watch", "rules": ["labels"], "left_out": 0, "node": "node-1", "unknown": 0}
     none = {"known": 0, "listed": False, "age_s": 0.0, "stale": False, "error": ""}
     assert names.status() == asked | none
     for message in (PodKnown(POD), PodsListed(("uid",)), PodsTrouble("no route")):

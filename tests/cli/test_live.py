@@ -99,6 +99,10 @@ def test_status_of_another_version_is_shown_as_far_as_it_goes(stoop: Any, agent:
         ({"pods": {"source": "watch", "error": "it answers 403"}}, "of pods can't be asked for: it answers 403"),
         ({"pods": {"source": "watch", "stale": True, "age_s": 300.0}}, "owners of pods are 5.0 min old"),
         ({"pods": {"source": "watch", "left_out": 7}}, "! 7 pods are left out"),
+        (
+            {"pods": {"source": "watch", "listed": True, "known": 0, "unknown": 1, "node": "n"}},
+            "! no pod of node n is known to watch: is that its name (node_name)?",
+        ),
     ],
 )
 def test_what_is_not_as_it_should_be_is_a_finding(stoop: Any, agent: Any, change: dict[str, Any], says: str) -> None:

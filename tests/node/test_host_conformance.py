@@ -291,6 +291,7 @@ def test_descendants_are_told_parents_first(world: World) -> None:
     assert world.host.descendants(top) == (middle, last)
     assert world.host.descendants(middle) == (last,)
     assert world.host.descendants(last) == ()
+    assert [world.host.children(pid) for pid in (top, middle, last)] == [(middle,), (last,), ()]
 
 
 @every_host
@@ -298,6 +299,7 @@ def test_what_has_ended_has_no_descendants(world: World) -> None:
     pid = world.process()
     world.end(pid)
     assert world.host.descendants(pid) == ()
+    assert world.host.children(pid) == ()
 
 
 @every_host

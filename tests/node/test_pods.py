@@ -156,11 +156,19 @@ def test_only_so_many_are_remembered(node: Node, monkeypatch: pytest.MonkeyPatch
     assert len(pods._known) == 2
 
 
-def test_looked_at_anew_only_the_runtime_s_word_is_remembered(node: Node) -> None:
+def test_by_the_runtime_alone_it_is_looked_at_anew_until_it_is_there(node: Node) -> None:
     pods = node.pods()
     node.logs()
-    assert pods.now(ID, UID).container == weak("app")
-    node.containerd(CONTAINERD)
-    told = pods.of(ID, UID)  # the weaker word was not remembered
-    assert told.container == strong("app")
-    assert pods.now(ID, UID) == told
+    assert (pods.by_runtime(ID, UID).container, "no runtime's files" in pods.by_runtime(ID, UID).why) == (Told(), True)
+    config = node.containerd(CONTAINERD)
+    told = pods.by_runtime(ID, UID)
+    assert (told.container, told.init_pid, told.why) == (strong("app"), PID, "")
+    assert pods.of(ID, UID) is told
+    config.unlink()
+    assert pods.by_runtime(ID, UID) is told
+
+
+def test_by_the_runtime_alone_another_pod_s_files_tell_nothing(node: Node) -> None:
+    node.containerd({**CONTAINERD, "io.kubernetes.cri.sandbox-uid": "other"})
+    told = node.pods().by_runtime(ID, UID)
+    assert (told.container, told.why) == (Told(), "another pod's")

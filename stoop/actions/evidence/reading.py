@@ -66,7 +66,8 @@ async def take(ctx: ActContext, wanted: Wanted, held: Sequence[HeldProcess], dat
         return _failed(captured)
     missing = captured.details.get("missing", 0)
     reason = f"{missing} things are missing or cut: the bundle says which" if missing else ""
-    return Outcome(Verdict.DONE, reason, captured.details | {"data": {"part": data.part, "name": data.name}})
+    part = f"{captured.details.get('folder', '')}{data.part}"  # a run's later captures have a folder in its bundle
+    return Outcome(Verdict.DONE, reason, captured.details | {"data": {"part": part, "name": data.name}})
 
 
 def _failed(captured: Captured) -> Outcome:

@@ -22,7 +22,8 @@ from stoop.spec import (
 )
 
 MAX_GROUP = 512
-"""Processes signalled by one act. Each costs some 100 µs and a file descriptor; more of them are `scope: container`."""
+"""Processes gathered in one step. Each costs some 100 µs and a file descriptor. A kill of a tree with more goes on in
+portions (`sweep`); for what else is asked of so many there is `scope: container`."""
 
 SETTLE_NS = 10_000_000
 """How long to wait, after the last one was found, until all stand still: what is stopped usually stands within 0.1 ms,
@@ -38,21 +39,20 @@ _STILL = frozenset("TtX")
 def frozen(host: NodeHost, container: ContainerFacts | None) -> Iterator[bool]:
     """The container stands still inside; False where that could not be had (no container, no freezer).
 
-    It is thawed at the end, if it was frozen here.
+    It goes on at the end, if it was frozen here and nobody wants it to stand longer.
     """
     done = still = False
     try:
         if container is not None:
             try:
-                still = host.is_frozen(container)
-                if not still:
-                    still = done = host.freeze(container, True)
+                done = host.pause(container)
+                still = done or host.is_frozen(container)
             except (TargetError, ActFailed):
                 still = done  # each is stopped by itself then
         yield still
     finally:
         if done and container is not None:
-            host.freeze(container, False)
+            host.go_on(container)
 
 
 class Group:
@@ -69,7 +69,8 @@ class Group:
         self.members: dict[int, HeldProcess] = {root.facts.pid: root}
         self.spared: dict[int, str] = {}
         self.lost: set[int] = set()  # seen, and gone or not shown to belong when it was held
-        self.settled = False
+        self.most = MAX_GROUP
+        self.settled = self.late = False
         self._stopped: dict[int, HeldProcess] = {}
         self._moving: dict[int, HeldProcess] = {}  # stopped, and not yet seen to stand still
         self._frozen_container = ""
@@ -86,8 +87,8 @@ class Group:
 
     @property
     def full(self) -> bool:
-        """Whether there were more than MAX_GROUP."""
-        return len(self.members) >= MAX_GROUP
+        """Whether there were more than `most`."""
+        return len(self.members) >= self.most
 
     def gather(self, scan: Callable[[Group], Iterable[int]], frozen_container: str) -> None:
         """Take in what `scan` finds until a look finds nothing new and all stand still, or until time is up.
@@ -104,31 +105,43 @@ class Group:
             now = time.monotonic_ns()
             last = now if new else last
             self.settled = still and not new
-            if self.settled or now - last > SETTLE_NS or now - begun > GATHER_NS:
+            self.late = not self.settled and now - begun > GATHER_NS
+            if self.settled or self.late or now - last > SETTLE_NS:
                 return
+
+    def moves(self, pid: int) -> bool:
+        """Whether this member, which was stopped, has not come to a stand yet."""
+        held = self._moving.get(pid)
+        if held is None:
+            return False
+        if held.state() in _STILL:
+            del self._moving[pid]
+            return False
+        return True
 
     def _stand_still(self) -> bool:
         self._moving = {pid: held for pid, held in self._moving.items() if held.state() not in _STILL}
         return not self._moving
 
     def _admit(self, pids: Iterable[int]) -> int:
-        new = 0
-        for pid in pids:
-            if pid in self.members or pid in self.spared or pid in self.lost or self.full:
-                continue
-            try:
-                held = self._host.hold(pid)
-            except TargetGone:
-                self.lost.add(pid)
-                continue
-            except TargetError as error:
-                self.spared[pid] = error.reason
-                continue
-            if self._keep(held):
-                new += 1
-            else:
-                held.close()
-        return new
+        return sum(self.admit(pid) for pid in pids)
+
+    def admit(self, pid: int) -> bool:
+        """Take one in, held and kept from running, if it is new, belongs here and may be acted on."""
+        if pid in self.members or pid in self.spared or pid in self.lost or self.full:
+            return False
+        try:
+            held = self._host.hold(pid)
+        except TargetGone:
+            self.lost.add(pid)
+            return False
+        except TargetError as error:
+            self.spared[pid] = error.reason
+            return False
+        if self._keep(held):
+            return True
+        held.close()
+        return False
 
     def _keep(self, held: HeldProcess) -> bool:
         facts = held.facts

@@ -8,13 +8,15 @@ from __future__ import annotations
 import difflib
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Annotated, Any, Literal
 
 import trio
 from msgspec import Meta
 
 from stoop.actions.container.kill import HeldContainer, begin_whole, overdue_whole, verify_whole
-from stoop.actions.process.group import MAX_GROUP, Group, belongs_to_tree, descendants_of, frozen
+from stoop.actions.process.group import Group, belongs_to_tree, descendants_of, frozen
+from stoop.actions.process.sweep import SWEEP_SECONDS, Sweep
 from stoop.errors import ActFailed, TargetError, TargetGone
 from stoop.node import ContainerFacts, HeldProcess, ProcessFacts
 from stoop.spec import (
@@ -187,12 +189,17 @@ def _gathered(ctx: ActContext, process: HeldProcess, signo: int, container: Cont
     begun: Begun | None = None
     count = 0
     try:
-        with frozen(ctx.host, container) as still:
+        with ExitStack() as stillness:
+            still = stillness.enter_context(frozen(ctx.host, container))
             try:
                 group.gather(_scan(ctx, container), container.container_id if still and container else "")
+                if (group.full or group.late) and signo == signal.SIGKILL and ctx.params.scope == "tree":
+                    sweep = Sweep(ctx.host, group, container if still else None, stillness.pop_all().close)
+                    begun = Begun((sweep,), acted=False, deadline_s=SWEEP_SECONDS)
+                    return begun
                 count = group.send(signo)
             finally:
-                if not (count and signo == signal.SIGSTOP):
+                if begun is None and not (count and signo == signal.SIGSTOP):
                     group.resume()
         details = _details(ctx.params.scope, signo, group, count)
         if signo not in _ENDING:
@@ -232,7 +239,7 @@ def _details(scope: str, signo: int, group: Group, count: int) -> dict[str, Any]
     if scope == "tree":
         told["note"] = ORPHANS
     if group.full:
-        told["incomplete"] = f"more than {MAX_GROUP} processes: only so many got the signal (use scope: container)"
+        told["incomplete"] = f"more than {group.most} processes: only so many got the signal (use scope: container)"
     elif not group.settled:
         told["unsettled"] = "not all stood still in time: one that was just being started may have been missed"
     return told
@@ -256,15 +263,20 @@ async def verify(ctx: ActContext, begun: Begun) -> Outcome:
     """Wait until each has ended. When it is cancelled it closes nothing: it may be called again."""
     if _is_whole(begun):
         return await verify_whole(ctx.host, begun)
-    for held in _watched(ctx, begun):
+    watched, details, sweep = _watched(ctx, begun), begun.details, _sweep(begun)
+    if sweep is not None:
+        await sweep.run()
+        watched = tuple(sweep.group.members.values())
+        details = _details("tree", signal.SIGKILL, sweep.group, sweep.count)
+    for held in watched:
         with trio.move_on_after(FROZEN_SECONDS):
             await held.wait_exited()
         if not held.has_exited():
             await _let_die(ctx, held)
     for held in begun.held:
         held.close()
-    incomplete = begun.details.get("incomplete", "")
-    return Outcome(Verdict.FAILED if incomplete else Verdict.DONE, incomplete, begun.details)
+    incomplete = details.get("incomplete", "")
+    return Outcome(Verdict.FAILED if incomplete else Verdict.DONE, incomplete, details)
 
 
 async def _let_die(ctx: ActContext, held: HeldProcess) -> None:
@@ -289,6 +301,10 @@ def overdue(ctx: ActContext, begun: Begun) -> Outcome:
     """What to say when the deadline passed first: who lives on, in which state (proc(5))."""
     if _is_whole(begun):
         return overdue_whole(ctx.host, begun)
+    if sweep := _sweep(begun):
+        details = _details("tree", signal.SIGKILL, sweep.group, sweep.count)
+        reason = f"a tree of {len(sweep.group.members)} and more: {sweep.alive()} of these were not dead in time"
+        return Outcome(Verdict.FAILED, f"{reason}; those that are held are killed now", details)
     watched = _watched(ctx, begun)
     alive = [(held.facts.pid, held.state()) for held in watched if not held.has_exited()]
     states = ", ".join(f"pid {pid} state {state}" for pid, state in alive[:MAX_PIDS_TOLD])
@@ -299,6 +315,10 @@ def overdue(ctx: ActContext, begun: Begun) -> Outcome:
 
 def _is_whole(begun: Begun) -> bool:
     return bool(begun.held) and isinstance(begun.held[0], HeldContainer)
+
+
+def _sweep(begun: Begun) -> Sweep | None:
+    return begun.held[0] if begun.held and isinstance(begun.held[0], Sweep) else None
 
 
 def _watched(ctx: ActContext, begun: Begun) -> tuple[HeldProcess, ...]:

@@ -201,7 +201,10 @@ class Cluster:
         self._begin_server()
 
     def restart(self) -> None:
-        """The API server ends and is started anew, on what etcd has; returns once it is ready."""
+        """The API server ends and is started anew, on what etcd has; returns once it is ready.
+
+        From the main thread: what it starts dies with the thread that starts it.
+        """
         self._end("kube-apiserver")
         self._begin_server()
 

@@ -153,7 +153,7 @@ async def test_a_watch_that_is_too_old_begins_anew_with_a_list(watching: Rig) ->
         await watching.until(lambda: watching.names.error != "", "the cut")
         made = watching.cluster.pod(watching.namespace, "web-1", node=watching.node, labels={"app": "a"})
         # A server that was started anew knows no event of before its start (410 Gone).
-        await trio.to_thread.run_sync(watching.cluster.restart)
+        watching.cluster.restart()
         way.mend()
         await watching.until(lambda: watching.known(made["metadata"]["uid"]) is not None, "the pod of meanwhile")
         await watching.until(lambda: watching.names.error == "", "the trouble is over")

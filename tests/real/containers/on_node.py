@@ -24,8 +24,10 @@ ACTS: dict[str, dict[str, Any]] = {
     "container:freeze": {},
     "process:kill": {},
     "container:kill": {},
+    "evidence:snapshot": {"scope": "container"},
+    "evidence:memory": {"regions": ["stack"], "max_bytes": "1MiB"},
 }
-"""Every act that this agent carries out, with parameters that change something. The last two can't be undone."""
+"""Every act that this agent carries out, with parameters that change something. Those not in REVERSIBLE stay done."""
 
 REVERSIBLE = tuple(ACTS)[:5]
 POD_WIDE = ("network:isolate", "network:block")

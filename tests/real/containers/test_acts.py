@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 
+from tests.e2e.test_evidence import bundles, parts_of
 from tests.real.conftest import await_that
 from tests.real.containers.node import Node
 from tests.real.containers.on_node import (
@@ -44,6 +45,8 @@ DIFFERENCE = {
     "container:freeze": {who: {"frozen"} for who in ("victim", "its process")},
     "process:kill": {"its process": {"alive"}},
     "container:kill": {who: {"alive"} for who in ("victim", "its process")},
+    "evidence:snapshot": {},
+    "evidence:memory": {},
     **{
         actionner: {who: {"pod_rules", "host_rules"} for who in ("victim", "its process", "sibling")}
         for actionner in POD_WIDE
@@ -66,6 +69,7 @@ def test_trying_changes_nothing(how: str, make_on_node: MakeOnNode, scene: Scene
         assert (record["actionner"], record["outcome"]) == (actionner, "would"), record
     assert scene.whole() == before
     assert agent.active() == []
+    assert bundles(agent) == []
 
 
 @EACH
@@ -101,6 +105,24 @@ def test_it_kills_whom_it_means(actionner: str, make_on_node: MakeOnNode, scene:
     assert changed(before, scene.whole()) == DIFFERENCE[actionner]
     assert agent.answer(scene.alert(actionner))["outcome"] in ("skipped", "refused")
     assert changed(before, scene.whole()) == DIFFERENCE[actionner]
+
+
+@pytest.mark.parametrize("actionner", ["evidence:snapshot", "evidence:memory"])
+def test_evidence_is_kept_and_nobody_notices(actionner: str, make_on_node: MakeOnNode, scene: Scene) -> None:
+    agent = make_on_node(rule(actionner))
+    before = scene.whole()
+    records = [agent.answer(scene.alert(actionner)) for _ in range(2)]
+    assert [record["outcome"] for record in records] == ["done", "done"], records
+    assert changed(before, scene.whole()) == DIFFERENCE[actionner]
+    assert bundles(agent) == [record["details"]["bundle"] for record in records]
+    target, parts = parts_of(agent, bundles(agent)[0])
+    assert (target["container_id"], target["pod"]) == (scene.victim.id, "web-1")
+    wanted = (
+        f"processes/{scene.pid}.json" if actionner == "evidence:snapshot" else f"memory/{scene.victim.init_pid}.json"
+    )
+    assert wanted in parts
+    assert agent.stoop("evidence", "verify").returncode == 0
+    assert agent.status()["evidence"]["workers"]["running"] == []
 
 
 def hold_all(agent: AgentOnNode, scene: Scene) -> None:

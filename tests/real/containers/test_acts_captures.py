@@ -69,12 +69,13 @@ def capture(actionner: str, *, output: bool | None = None, dry_run: bool = False
 
 
 def kept(agent: AgentOnNode, record: Row) -> tuple[dict[str, Any], bytes]:
-    """The manifest's target, and the part that is the act's data; the bundle is whole and by this act."""
+    """The manifest's target, and the part that is the act's data; the bundle is whole, and the part by this act."""
     chunks: list[bytes] = []
     wanted = record["details"]["data"]["part"]
     with Store(str(agent.state_dir / "evidence")) as store, store.reading(record["details"]["bundle"]) as reader:
         assert reader.check(lambda part, data: chunks.append(data) if part.name == wanted else None) == []
-        assert reader.manifest.origin.act == record["act"]
+        (part,) = (part for part in reader.manifest.parts if part.name == wanted)
+        assert (part.act or reader.manifest.origin.act) == record["act"]
         return reader.manifest.target, b"".join(chunks)
 
 
@@ -190,6 +191,23 @@ def test_its_data_is_what_is_sent(make_on_node: MakeOnNode, scene: Scene, tmp_pa
     (file,) = folder.iterdir()
     assert file.name.endswith(f"Z_shop_web-1_{record['act'][:12]}__tmp_evil")
     assert file.read_bytes() == b"evil\n"
+
+
+def test_the_captures_of_one_run_are_in_one_bundle(make_on_node: MakeOnNode, scene: Scene) -> None:
+    rules = json.loads(capture("kubernetes:log").removeprefix("\n- "))
+    rules["actions"] += json.loads(capture("kubernetes:download").removeprefix("\n- "))["actions"]
+    agent = make_on_node(json.dumps([rules]))
+    said(scene.victim, "one")
+    scene.victim.run("sh", "-c", "echo evil > /tmp/evil")
+    agent.send(told_of(scene.victim, rule="kubernetes:log", fd_name="/tmp/evil"))
+    await_that(lambda: len(acts_of(agent)) == 2, "two records")
+    first, second = acts_of(agent)
+    assert (first["outcome"], second["outcome"]) == ("done", "done"), (first, second)
+    assert first["details"]["bundle"] == second["details"]["bundle"]
+    assert second["details"]["data"]["part"] == f"act-{second['act'][:8]}/file.bin"
+    assert kept(agent, first)[1] == b"one\n"
+    assert kept(agent, second)[1] == b"evil\n"
+    assert len(bundles(agent)) == 1
 
 
 def pod_files(scene: Scene) -> list[list[str]]:

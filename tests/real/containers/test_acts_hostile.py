@@ -13,7 +13,7 @@ from stoop.actions.process.group import MAX_GROUP
 from tests.real.conftest import alive, await_that
 from tests.real.containers import cgroups
 from tests.real.containers.node import Node, host_programs
-from tests.real.containers.on_node import MakeOnNode, Scene, acts_of, make_on_node, rule, scene, told_of
+from tests.real.containers.on_node import MakeOnNode, Scene, acts_of, look, make_on_node, rule, scene, told_of
 from tests.real.containers.pod import Container
 
 __all__ = ["make_on_node", "scene"]
@@ -86,26 +86,49 @@ def test_a_fork_storm_is_frozen_and_killed(make_on_node: MakeOnNode, storm: Stor
     await_that(partial(is_empty, victim), "nobody is left")
 
 
-def test_a_fork_storm_is_ended_by_a_kill_of_its_tree(make_on_node: MakeOnNode, the_node: Node, storm: Storm) -> None:
+@pytest.mark.parametrize("many", [MAX_GROUP - 10, MANY])
+def test_a_fork_storm_is_ended_by_a_kill_of_its_tree(
+    many: int, make_on_node: MakeOnNode, the_node: Node, storm: Storm
+) -> None:
     beside = the_node.pod("web-2", "shop").container("sleep", "1000")
     agent = make_on_node(rule("process:kill", scope="tree"))
-    victim, root = storm(MAX_GROUP - 10)
+    victim, root = storm(many)
+    bystander = victim.init_pid
     record = agent.answer(told_of(victim, root, "process:kill"))
     assert record["outcome"] == "done", record["reason"]
-    await_that(lambda: victim.pids() == {victim.init_pid}, "only its first process is left")
+    assert "unsettled" not in record["details"]
+    await_that(lambda: victim.pids() == {bystander}, "only its first process is left")
+    assert record["details"]["count"] >= many - 10
+    assert not any(look(victim)[1:3])
     assert alive(beside.init_pid)
+    assert agent.status()["ready"]
 
 
-def test_a_tree_larger_than_an_act_can_hold_is_said_and_a_kill_of_the_container_ends_it(
-    make_on_node: MakeOnNode, storm: Storm
-) -> None:
-    agent = make_on_node(rule("process:kill", scope="tree") + rule("container:kill"))
-    victim, root = storm(MANY)
+def test_a_fork_storm_with_other_signals_is_said_to_be_too_large(make_on_node: MakeOnNode, storm: Storm) -> None:
+    agent = make_on_node(rule("process:kill", scope="tree", signal="TERM") + rule("container:kill"))
+    victim, root = storm(MAX_GROUP + 40)
     record = agent.answer(told_of(victim, root, "process:kill"))
     assert record["outcome"] == "failed"
     assert f"more than {MAX_GROUP} processes" in record["details"]["incomplete"]
     assert agent.answer(told_of(victim, victim.init_pid, "container:kill"))["outcome"] == "done"
     await_that(partial(is_empty, victim), "nobody is left")
+
+
+def test_killed_amid_a_storm_the_next_agent_lets_the_container_go_on(make_on_node: MakeOnNode, storm: Storm) -> None:
+    agent = make_on_node(rule("process:kill", scope="tree"))
+    victim, root = storm(MANY)
+    agent.send(told_of(victim, root, "process:kill"))
+    await_that(lambda: look(victim).frozen, "it stands still")
+    agent.kill()
+    assert look(victim).frozen, "it was over before the agent was killed"
+    assert root in victim.pids()
+    agent.start()
+    (row,) = acts_of(agent)
+    assert (row["outcome"], row["details"]["recovered"]) == ("failed", True)
+    assert not look(victim).frozen
+    record = agent.answer(told_of(victim, root, "process:kill"))
+    assert record["outcome"] == "done", record
+    await_that(lambda: victim.pids() == {victim.init_pid}, "only its first process is left")
 
 
 # ---------------------------------------------------------------- other names

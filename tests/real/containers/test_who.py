@@ -254,9 +254,17 @@ def moved(container: Container, *command: str) -> int:
     return outer
 
 
+SETNS = """
+unshare --net sleep 1000 &
+until [ "$(readlink /proc/$!/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do :; done
+exec nsenter --target $! --net "$@"
+"""
+
+
 @pytest.mark.parametrize(
     ("command", "elsewhere"),
     [
+        (("sh", "-c", SETNS, "sh"), ("net",)),
         (("unshare", "--net"), ("net",)),
         (("unshare", "--mount"), ("mnt",)),
         (("unshare", "--net", "--mount"), ("net", "mnt")),
