@@ -186,8 +186,10 @@ def test_its_data_is_what_is_sent(make_on_node: MakeOnNode, scene: Scene, tmp_pa
     folder.mkdir()
     agent = make_on_node(capture("kubernetes:download").replace(NOWHERE, str(folder)))
     scene.victim.run("sh", "-c", "echo evil > /tmp/evil")
-    record = agent.answer(told_of(scene.victim, rule="kubernetes:download", fd_name="/tmp/evil"))
-    await_that(lambda: any(name.startswith("20") for name in os.listdir(folder)), f"it arrives; {agent.said()[-2000:]}")
+    agent.send(told_of(scene.victim, rule="kubernetes:download", fd_name="/tmp/evil"))
+    await_that(lambda: len(acts_of(agent)) == 2, f"the act, and that it was sent; {agent.said()[-2000:]}")
+    record, sent = acts_of(agent)
+    assert (sent["outcome"], sent["details"]["delivers"]) == ("done", record["act"])
     (file,) = folder.iterdir()
     assert file.name.endswith(f"Z_shop_web-1_{record['act'][:12]}__tmp_evil")
     assert file.read_bytes() == b"evil\n"
