@@ -23,7 +23,8 @@ import trio
 from agent.asked import Asked
 from agent.control import ControlServer
 from agent.link import Link
-from agent.reflex import Marks, Reflex
+from agent.marks import Marks
+from agent.reflex import Reflex
 from stoop import config as configuration
 from stoop.config import DEFAULT_PATH, Config, OnStop
 from stoop.errors import StartRefused, UserError

@@ -87,7 +87,7 @@ class Deliveries:
         self._under_way: set[str] = set()
         self._tries: Counter[str] = Counter()
         self._stores: dict[str, _Store] = {}
-        self._outputs = False
+        self._outputs: frozenset[str] = frozenset()
         self._folders: dict[str, str] = {}  # of the rules: what is wrong with each, "" for nothing
         self._changed = trio.Event()
         self._look = trio.Event()
@@ -111,7 +111,7 @@ class Deliveries:
     @property
     def wanted(self) -> bool:
         """Whether something waits to be sent, or a rule has an output."""
-        return bool(self._waiting) or self._outputs
+        return bool(self._waiting) or bool(self._outputs)
 
     def accept(self, record: Record, output: OutputForm) -> Record:
         """Before an act's record is told: keep what is to be sent of it. The record says so, or why not."""
@@ -134,20 +134,21 @@ class Deliveries:
     def use(self, rules: RuleSet) -> None:
         """The rules of now: which folders they name is looked at once a worker is there."""
         outputs = [step.output for rule in rules.rules for step in rule.form.actions if step.output is not None]
-        self._outputs = bool(outputs)
+        self._outputs = frozenset(output.target for output in outputs)
         folders = {str(output.parameters.get("destination") or "") for output in outputs if output.target == LOCAL}
         self._folders = dict.fromkeys(sorted(folders), "")
         self._look.set()
 
     def unavailable(self) -> dict[str, str]:
-        """By output: why it can't be used on this node."""
+        """By output that a rule has: why it can't be used on this node."""
         found = {}
         if not can_send():
             found = dict.fromkeys(("aws:s3", "minio:s3", "gcp:gcs"), NOT_INSTALLED)
         if not self._config.minio.endpoint:
             found.setdefault("minio:s3", "minio.endpoint is not set (stoop.yaml)")
         troubles = [trouble for trouble in self._folders.values() if trouble]
-        return found | ({LOCAL: "; ".join(troubles)} if troubles else {})
+        found |= {LOCAL: "; ".join(troubles)} if troubles else {}
+        return {target: reason for target, reason in found.items() if target in self._outputs}
 
     async def _look_at_folders(self) -> None:
         while True:
@@ -222,6 +223,9 @@ class Deliveries:
             if store.reason:
                 self._say("info", "evidence is sent again", store=delivery.store)
             store.tries, store.next_at, store.reason = 0, 0.0, ""
+            folder = str(delivery.parameters.get("destination") or "")
+            if self._folders.get(folder):
+                self._folders[folder] = ""
             self._recorder.metrics.inc("delivered_bytes_total", (delivery.target,), sent.bytes)
             details = {"bytes": sent.bytes, "sha256": sent.sha256, "tries": tries}
             self._end(delivery, Outcome(Verdict.DONE, sent.reason, details))

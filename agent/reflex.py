@@ -18,6 +18,7 @@ import msgspec
 import trio
 
 from agent.again import may_be_tried_again
+from agent.clocks import SystemClocks
 from agent.condition import ready, samples
 from agent.control import Followers
 from agent.deliveries import Deliveries
@@ -81,21 +82,6 @@ def ends_may_destroy(actionner: str) -> bool:
     """Whether what this act holds may be destroyed when its time is over."""
     action = CATALOGUE.actions.get(actionner)
     return action is not None and action.at_end_destroys is not None
-
-
-class Marks:
-    """The journal as the file intake's `Marks`."""
-
-    def __init__(self, journal: Journal) -> None:
-        self.load = journal.load_mark
-        self.commit = journal.put_mark
-
-
-class SystemClocks:
-    """CLOCK_REALTIME and CLOCK_MONOTONIC (clock_gettime(2))."""
-
-    now_ns = staticmethod(time.time_ns)
-    mono_ns = staticmethod(time.monotonic_ns)
 
 
 class Reflex:

@@ -35,7 +35,7 @@ from stoop.config_model import (
     PidNamespace,
     UnixIntake,
 )
-from stoop.config_outputs import TALON_SECTIONS, Aws, Gcp, Minio
+from stoop.config_outputs import ENDPOINT, TALON_SECTIONS, Aws, Gcp, Minio, odd_stores
 from stoop.config_pods import MAX_POLL_NS, MIN_POLL_NS, Pods, PodsFrom
 from stoop.config_resolve import Resolved, Section, Setting
 from stoop.config_values import masked
@@ -206,26 +206,17 @@ def _check(resolved: Resolved, findings: Findings) -> None:
         findings.problem("which file is to be followed?", "intake.file.path", "write the path of Falco's file_output")
     if on["intake.http"]:
         _check_http(resolved, findings)
-    _check_stores(resolved, findings)
+    for key, what, hint in odd_stores(values):
+        if key == ENDPOINT:
+            findings.problem(what, _where(resolved, key), hint)
+        else:
+            findings.warn(f"{what}: {hint}", _where(resolved, key))
     if on["heartbeat"]:
         _check_heartbeat(resolved, findings)
     if values["pods.source"].is_asked:
         _check_pods(resolved, findings)
     if not (on["intake.unix"] or on["intake.http"] or on["intake.file"] or values["intake.stdin"]):
         findings.warn("every intake is off: no alert can reach this agent", "intake")
-
-
-def _check_stores(resolved: Resolved, findings: Findings) -> None:
-    values = resolved.values
-    endpoint = values["minio.endpoint"]
-    if endpoint and not re.fullmatch(r"[^\s/@]+:[0-9]{1,5}", endpoint):
-        findings.problem("not HOST:PORT", _where(resolved, "minio.endpoint"), "write minio.example.com:9000")
-    for section in ("aws", "minio"):
-        keys = [f"{section}.access_key", f"{section}.secret_key"]
-        given = [key for key in keys if values[key]]
-        if len(given) == 1:
-            lacking = keys[1 - keys.index(given[0])]
-            findings.warn(f"it means nothing without {lacking}: give both, or neither", _where(resolved, given[0]))
 
 
 def _check_http(resolved: Resolved, findings: Findings) -> None:

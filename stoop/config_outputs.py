@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -64,3 +66,19 @@ class Minio(msgspec.Struct, frozen=True, kw_only=True):
 
 TALON_SECTIONS = ("aws.", "gcp.", "minio.")
 """Talon takes their variables from the environment where the file has the key."""
+
+ENDPOINT = "minio.endpoint"
+"""The one that can't be used where it is wrong; what else is odd is a warning, as Talon goes on too."""
+
+
+def odd_stores(values: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What is wrong or odd in these settings, by key: what, and what to write."""
+    endpoint = values[ENDPOINT]
+    if endpoint and not re.fullmatch(r"[^\s/@]+:[0-9]{1,5}", endpoint):
+        yield ENDPOINT, "not HOST:PORT", "write minio.example.com:9000"
+    for section in ("aws", "minio"):
+        keys = [f"{section}.access_key", f"{section}.secret_key"]
+        given = [key for key in keys if values[key]]
+        if len(given) == 1:
+            lacking = keys[1 - keys.index(given[0])]
+            yield given[0], f"it means nothing without {lacking}", "give both, or neither"

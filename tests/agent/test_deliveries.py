@@ -234,28 +234,35 @@ async def test_what_is_damaged_is_given_up_at_once(tmp_path: Path) -> None:
     assert (str(row.verdict), row.reason) == ("failed", "damaged")
 
 
+def use(desk: Desk, *targets: str) -> None:
+    """Rules that have these outputs."""
+    action = "{action: a, actionner: 'evidence:snapshot', output: {target: '%s', parameters: {%s: /kept}}}"
+    actions = [action % (target, "destination" if target == "local:file" else "bucket") for target in targets]
+    text = f"- {{rule: r, match: {{rules: [A]}}, actions: [{', '.join(actions)}]}}".replace(
+        "bucket: /kept", "bucket: b"
+    )
+    desk.deliveries.use(RuleSet.of(rules.load((("r.yaml", text.encode()),), CATALOGUE).rules))
+
+
 def test_what_the_node_lacks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     desk = Desk(tmp_path)
+    assert desk.deliveries.unavailable() == {}
+    use(desk, "aws:s3", "minio:s3", "gcp:gcs")
     assert desk.deliveries.unavailable() == {"minio:s3": "minio.endpoint is not set (stoop.yaml)"}
     monkeypatch.setitem(sys.modules, "obstore", None)  # as where it is not installed
     lacking = desk.deliveries.unavailable()
     assert set(lacking) == {"aws:s3", "minio:s3", "gcp:gcs"}
     assert lacking["aws:s3"] == "the Python package obstore is not installed: pip install 'stoop[outputs]'"
+    use(desk, "local:file")
+    assert desk.deliveries.unavailable() == {}
 
 
 async def test_folders_of_rules_are_looked_at(tmp_path: Path) -> None:
     desk = Desk(tmp_path)
-    text = """
-- rule: r
-  match: {rules: [A]}
-  actions:
-    - {action: a, actionner: "evidence:snapshot", output: {target: "local:file", parameters: {destination: /kept}}}
-"""
     desk.answers = [Result(False, "/kept: No such file or directory", {"fate": "mend"})]
     told = []
     desk.deliveries.told = lambda: told.append(True)
-    loaded = rules.load((("r.yaml", text.encode()),), CATALOGUE)
-    desk.deliveries.use(RuleSet.of(loaded.rules))
+    use(desk, "local:file")
     await settled(desk)
-    assert desk.deliveries.unavailable()["local:file"] == "/kept: No such file or directory"
+    assert desk.deliveries.unavailable() == {"local:file": "/kept: No such file or directory"}
     assert told == [True]

@@ -51,18 +51,11 @@ PARAMETERS: dict[str, dict[str, Any]] = {
 ALWAYS = tuple(PARAMETERS)[:4]
 """Those that every node of the tests can do. No sysdig of Debian's has the driver that the last one needs."""
 
+NOWHERE = "/no/such/folder"
+"""Nothing is sent in these tests (test_outputs.py has that): a delivery that waits has no record yet."""
+
 OUTPUT = ("kubernetes:download", "kubernetes:tcpdump", "kubernetes:sysdig")
 """Those of which a rule must say where their data goes."""
-
-
-_destination = [""]
-
-
-@pytest.fixture(autouse=True)
-def _into_a_directory_of_the_test(tmp_path: Path) -> None:
-    """Where the rules of `capture` send data to."""
-    (tmp_path / "sent").mkdir()
-    _destination[0] = str(tmp_path / "sent")
 
 
 def capture(actionner: str, *, output: bool | None = None, dry_run: bool = False, **parameters: Any) -> str:
@@ -70,7 +63,7 @@ def capture(actionner: str, *, output: bool | None = None, dry_run: bool = False
     step: dict[str, Any] = {"action": f"Do {actionner}", "actionner": actionner, "continue": "true"}
     step["parameters"] = PARAMETERS[actionner] | parameters
     if actionner in OUTPUT if output is None else output:
-        step["output"] = {"target": "local:file", "parameters": {"destination": _destination[0]}}
+        step["output"] = {"target": "local:file", "parameters": {"destination": NOWHERE}}
     made = {"rule": actionner, "match": {"rules": [actionner]}, "actions": [step]}
     return "\n- " + json.dumps(made | ({"dry_run": "true"} if dry_run else {}))
 
@@ -185,6 +178,20 @@ def test_it_keeps_and_changes_nothing_also_twice(make_on_node: MakeOnNode, scene
     assert (scene.whole(), pod_files(scene)) == (before, inside)
     assert runs_here(agent) == []
     assert agent.stoop("evidence", "verify").returncode == 0
+
+
+def test_its_data_is_what_is_sent(make_on_node: MakeOnNode, scene: Scene, tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    agent = make_on_node(capture("kubernetes:download").replace(NOWHERE, str(folder)))
+    scene.victim.run("sh", "-c", "echo evil > /tmp/evil")
+    agent.send(told_of(scene.victim, rule="kubernetes:download", fd_name="/tmp/evil"))
+    await_that(lambda: len(agent.rows()) == 2, f"the act, and that it was sent; {agent.said()[-2000:]}")
+    record, sent = agent.rows()
+    assert (sent["outcome"], sent["details"]["delivers"]) == ("done", record["act"])
+    (file,) = folder.iterdir()
+    assert file.name.endswith(f"Z_shop_web-1_{record['act'][:12]}__tmp_evil")
+    assert file.read_bytes() == b"evil\n"
 
 
 def test_the_captures_of_one_run_are_in_one_bundle(make_on_node: MakeOnNode, scene: Scene) -> None:

@@ -24,7 +24,7 @@ def download(path: str) -> dict[str, Any]:
         "action": f"Get {path}",
         "actionner": "kubernetes:download",
         "parameters": {"file": path},
-        "output": {"target": "local:file", "parameters": {"destination": "/tmp"}},
+        "output": {"target": "local:file", "parameters": {"destination": "/no/such/folder"}},
     }
 
 

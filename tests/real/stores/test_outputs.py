@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.conftest import Agent, MakeAgent, Row, alert
 from tests.real.conftest import Spawn, await_that
-from tests.real.stores.servers import SECRET, Folder, Minio, Target, running
+from tests.real.stores.servers import SECRET, Folder, Minio, Moto, Target, running
 
 pytestmark = [pytest.mark.root]
 
@@ -91,30 +91,32 @@ def test_what_was_captured_arrives(target: Target, make_agent: MakeAgent, spawn:
     assert "evidence of evidence:snapshot" in agent.stoop("history").stdout
 
 
+@pytest.mark.parametrize("kind", [Folder, Moto, Minio], ids=lambda kind: kind.name)
 def test_a_dead_store_is_tried_again_also_by_the_next_agent(
-    target: Target, make_agent: MakeAgent, spawn: Spawn
+    kind: type[Target], tmp_path: Path, make_agent: MakeAgent, spawn: Spawn
 ) -> None:
-    target.stop()
-    agent = agent_of(make_agent, target)
-    record = taken(agent, spawn)
-    await_that(lambda: bool(agent.status()["deliveries"]["trouble"]), "it is told")
-    status = agent.status()["deliveries"]
-    assert (status["waiting"], len(waiting(agent))) == (1, 1)
-    assert "can't be sent" in agent.stoop("status").stdout
-    agent.kill()
-    assert len(waiting(agent)) == 1
-    if isinstance(target, Folder):
-        target.start()
-        agent.start()
-    else:
-        agent.start()
-        await_that(lambda: bool(agent.status()["deliveries"]["trouble"]), "the next one has tried")
-        target.start()
-    row = sent(agent, record["act"])
-    assert row["outcome"] == "done"
-    assert list(target.objects().values()) == [whole(agent, record)]
-    await_that(lambda: waiting(agent) == [], "its file goes")
-    assert agent.status()["deliveries"]["waiting"] == 0
+    with running(kind, tmp_path / "store") as target:
+        target.stop()
+        agent = agent_of(make_agent, target)
+        record = taken(agent, spawn)
+        await_that(lambda: bool(agent.status()["deliveries"]["trouble"]), "it is told")
+        status = agent.status()["deliveries"]
+        assert (status["waiting"], len(waiting(agent))) == (1, 1)
+        assert "can't be sent" in agent.stoop("status").stdout
+        agent.kill()
+        assert len(waiting(agent)) == 1
+        if isinstance(target, Folder):
+            target.start()
+            agent.start()
+        else:
+            agent.start()
+            await_that(lambda: bool(agent.status()["deliveries"]["trouble"]), "the next one has tried")
+            target.start()
+        row = sent(agent, record["act"])
+        assert row["outcome"] == "done"
+        assert list(target.objects().values()) == [whole(agent, record)]
+        await_that(lambda: waiting(agent) == [], "its file goes")
+        assert agent.status()["deliveries"]["waiting"] == 0
 
 
 def test_what_is_not_there_is_told(target: Target, make_agent: MakeAgent, spawn: Spawn) -> None:
