@@ -22,7 +22,7 @@ from agent.jobs import DeliverJob, Job, Result
 from agent.letters import NOT_INSTALLED, Fate, Send, Sent, Setup, can_send
 from stoop.config_model import Config
 from stoop.deliveries import MAX_DELIVERIES, Delivery, delivery_of, pause_s
-from stoop.delivery_files import DeliveryFiles
+from stoop.delivery_files import delivery_files
 from stoop.evidence.limits import DIRECTORY
 from stoop.evidence.manifest import SUFFIX, Origin
 from stoop.record import Record
@@ -82,7 +82,7 @@ class Deliveries:
         self._recorder = recorder
         self._clocks = clocks
         self._say = say
-        self._files = DeliveryFiles(Path(config.state_dir))
+        self._files = delivery_files(Path(config.state_dir))
         self._waiting: dict[str, Delivery] = {}
         self._under_way: set[str] = set()
         self._tries: Counter[str] = Counter()
@@ -258,7 +258,7 @@ class Deliveries:
         self._recorder.delivered(delivery, outcome, self._clocks.now_ns())
         self._waiting.pop(delivery.key, None)
         self._tries.pop(delivery.key, None)
-        if trouble := self._files.remove(delivery):
+        if trouble := self._files.remove(delivery.key):
             self._say("warning", "a delivery's file stays, and it is sent again at the next start", problem=trouble)
 
     async def _sent(self, delivery: Delivery) -> Sent:

@@ -43,7 +43,7 @@ from stoop.config import Config, PodsFrom, policy_of
 from stoop.engine import Memory
 from stoop.evidence_first import First
 from stoop.giveback import GiveBack
-from stoop.hold_files import HoldFiles
+from stoop.hold_files import hold_files
 from stoop.holdings import Holdings
 from stoop.intake.sink import Desk
 from stoop.journal import Journal, Recovery
@@ -123,7 +123,7 @@ class Reflex:
         )
         self.restarts = Restarts(self.host, recorder, self.clocks, self.say)
         self.memory = Memory(config.guard.dedup_window_ns)
-        self.holdings = Holdings(HoldFiles(Path(config.state_dir)), self.clocks, self.host.boot_id, self.say)
+        self.holdings = Holdings(hold_files(Path(config.state_dir)), self.clocks, self.host.boot_id, self.say)
         self._first = First(config.evidence_first, config.evidence_deadline_ns / 1e9)
         self.giveback = GiveBack(self.holdings, CATALOGUE, self.host, recorder, self.clocks, self.say, self._first)
         self.responder = self._make_responder(config)

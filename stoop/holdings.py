@@ -32,7 +32,7 @@ class Say(Protocol):
 
 
 class Files(Protocol):
-    """Where holds are kept (`HoldFiles`)."""
+    """Where holds are kept (`hold_files`)."""
 
     def load(self) -> tuple[list[Hold], list[str]]: ...
 

@@ -125,7 +125,7 @@ class FakeLedger:
 
 
 class FakeFiles:
-    """`HoldFiles` in memory. `trouble`: why nothing can be kept, "" for nothing."""
+    """`hold_files` in memory. `trouble`: why nothing can be kept, "" for nothing."""
 
     def __init__(self) -> None:
         self.kept: dict[str, Hold] = {}

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from stoop.errors import UserError
-from stoop.hold_files import HELD_DIR, HoldFiles
+from stoop.hold_files import HELD_DIR, MAX_FILE, hold_files
 from stoop.holds import EVERY_HOLD, Hold, Table, lasts_longer, shown, until
 
 SECOND = 10**9
@@ -108,23 +108,23 @@ class TestTable:
 
 class TestFiles:
     def test_what_is_kept_is_found_again_until_it_is_removed(self, tmp_path: Path) -> None:
-        files = HoldFiles(tmp_path)
+        files = hold_files(tmp_path)
         assert files.load() == ([], [])
         later, sooner = hold("a" * 32, made_ns=2), hold("b" * 32, made_ns=1)
         assert [files.keep(each, synced=synced) for each, synced in ((later, False), (sooner, True))] == ["", ""]
-        assert HoldFiles(tmp_path).load() == ([sooner, later], [])
+        assert hold_files(tmp_path).load() == ([sooner, later], [])
         changed = msgspec.structs.replace(later, told=True)
         assert files.keep(changed, synced=False) == ""
         assert [files.remove("b" * 32), files.remove("b" * 32)] == ["", ""]
-        assert HoldFiles(tmp_path).load() == ([changed], [])
+        assert hold_files(tmp_path).load() == ([changed], [])
 
     def test_only_the_agents_user_may_read_it(self, tmp_path: Path) -> None:
-        HoldFiles(tmp_path).keep(hold(), synced=False)
+        hold_files(tmp_path).keep(hold(), synced=False)
         modes = [path.stat().st_mode & 0o777 for path in (tmp_path / HELD_DIR, *(tmp_path / HELD_DIR).iterdir())]
         assert modes == [0o700, 0o600]
 
     def test_a_kill_in_the_middle_leaves_the_old_or_nothing(self, tmp_path: Path) -> None:
-        files = HoldFiles(tmp_path)
+        files = hold_files(tmp_path)
         files.keep(hold(), synced=False)
         (tmp_path / HELD_DIR / f"{'a' * 32}.new").write_text('{"act": "')
         (tmp_path / HELD_DIR / f"{'b' * 32}.new").write_text("")
@@ -133,22 +133,39 @@ class TestFiles:
 
     @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"act": 1}', b"\0" * 100])
     def test_what_is_no_hold_is_told_and_set_aside(self, content: bytes, tmp_path: Path) -> None:
-        files = HoldFiles(tmp_path)
+        files = hold_files(tmp_path)
         files.keep(hold(), synced=False)
         (tmp_path / HELD_DIR / f"{'b' * 32}.json").write_bytes(content)
         holds, (trouble,) = files.load()
         assert (holds, "is not given back" in trouble) == ([hold()], True)
         assert files.load() == ([hold()], [])
 
-    def test_one_under_another_name_is_left_alone(self, tmp_path: Path) -> None:
-        files = HoldFiles(tmp_path)
+    def test_one_under_another_name_is_set_aside(self, tmp_path: Path) -> None:
+        files = hold_files(tmp_path)
         files.keep(hold(), synced=False)
         os.rename(tmp_path / HELD_DIR / f"{'a' * 32}.json", tmp_path / HELD_DIR / f"{'b' * 32}.json")
         holds, (trouble,) = files.load()
-        assert (holds, "left alone" in trouble) == ([], True)
+        assert (holds, f"it says that it is {'a' * 32}" in trouble) == ([], True)
+        assert files.load() == ([], [])
+
+    def test_whoever_only_looks_changes_nothing(self, tmp_path: Path) -> None:
+        files = hold_files(tmp_path)
+        files.keep(hold(), synced=False)
+        (tmp_path / HELD_DIR / f"{'b' * 32}.json").write_text("{")
+        (tmp_path / HELD_DIR / f"{'c' * 32}.new").write_text("half")
+        before = sorted(os.listdir(tmp_path / HELD_DIR))
+        holds, (trouble,) = files.look()
+        assert (holds, "not a hold" in trouble) == ([hold()], True)
+        assert sorted(os.listdir(tmp_path / HELD_DIR)) == before
+
+    def test_one_that_could_not_be_read_again_is_not_kept(self, tmp_path: Path) -> None:
+        files = hold_files(tmp_path)
+        assert "File too large" in files.keep(hold(state={"rules": "x" * MAX_FILE}), synced=False)
+        assert files.load() == ([], [])
+        assert not (tmp_path / HELD_DIR).exists()
 
     def test_where_nothing_can_be_written_it_says_so(self, tmp_path: Path) -> None:
         (tmp_path / HELD_DIR).write_text("")
-        files = HoldFiles(tmp_path)
+        files = hold_files(tmp_path)
         assert "Not a directory" in files.keep(hold(), synced=False)
         assert "Not a directory" in files.load()[1][0]

@@ -17,7 +17,7 @@ from stoop.cli.options import ConfigOption, JsonOption, control_path, load_confi
 from stoop.cli.screen import OUTCOME_STYLES, json_line, out, plain, target_name, text, warn
 from stoop.control import ControlError
 from stoop.errors import UserError
-from stoop.hold_files import HoldFiles
+from stoop.hold_files import hold_files
 from stoop.holds import EVERY_HOLD, shown
 from stoop.log import timestamp
 from stoop.units import format_duration
@@ -102,7 +102,7 @@ def _held(config: str | None) -> list[dict[str, Any]]:
     try:
         held = control.ask(control_path(config), control.Active())
     except ControlError as error:
-        holds, troubles = HoldFiles(Path(load_config(config).state_dir)).load()
+        holds, troubles = hold_files(Path(load_config(config).state_dir)).look()
         warn(f"{error}: what its state directory says")
         for trouble in troubles:
             warn(trouble)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from stoop.delivery_files import DeliveryFiles
+from stoop.delivery_files import delivery_files
 from stoop.errors import UserError
 
 Told = dict[str, list[dict[str, Any]]]
@@ -25,7 +25,7 @@ def deliveries(state_dir: str) -> Told:
             told.setdefault(str(details.get("bundle")), []).append(one | {"reason": record["reason"]})
     except UserError:
         pass
-    for waiting in DeliveryFiles(Path(state_dir)).waiting():
+    for waiting in delivery_files(Path(state_dir)).look()[0]:
         one = {"state": "waiting", "output": waiting.target, "object": waiting.place, "reason": ""}
         told.setdefault(waiting.bundle, []).append(one)
     return told

@@ -17,7 +17,7 @@ from agent.jobs import DeliverJob, Job, Result
 from stoop import config, rules
 from stoop.catalogue import CATALOGUE
 from stoop.deliveries import MAX_AGE_NS, MAX_DELIVERIES
-from stoop.delivery_files import DeliveryFiles
+from stoop.delivery_files import delivery_files
 from stoop.metrics import Metrics
 from stoop.record import Record
 from stoop.recorder import Recorder
@@ -162,12 +162,12 @@ def test_files_that_are_no_deliveries_are_set_aside(text: str, tmp_path: Path) -
     desk.accept(act(1))
     (tmp_path / "deliveries" / "x.json").write_text(text)
     (tmp_path / "deliveries" / "y.new").write_text("half")
-    found, troubles = DeliveryFiles(tmp_path).load()
+    found, troubles = delivery_files(tmp_path).load()
     assert [delivery.act for delivery in found] == [act(1)]
     assert len(troubles) == 1
     assert "it is not sent" in troubles[0]
     assert not (tmp_path / "deliveries" / "y.new").exists()
-    assert DeliveryFiles(tmp_path).load() == (found, [])
+    assert delivery_files(tmp_path).load() == (found, [])
 
 
 def test_a_file_under_anothers_name_is_not_sent(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_file_under_anothers_name_is_not_sent(tmp_path: Path) -> None:
     desk.accept(act(1))
     (name,) = files(desk)
     (tmp_path / "deliveries" / name).rename(tmp_path / "deliveries" / f"{BUNDLE}.{act(2)}.json")
-    found, (trouble,) = DeliveryFiles(tmp_path).load()
+    found, (trouble,) = delivery_files(tmp_path).load()
     assert found == []
     assert f"it says that it is {BUNDLE}.{act(1)}" in trouble
 
