@@ -14,7 +14,7 @@ import trio
 from agent.capture import Stillness, run_still
 from agent.jobs import READ, ProbeJob, Result, TidyJob
 from agent.orders import Orders
-from agent.programs import SYSDIG, SYSDIG_ACT, find, lacking
+from agent.programs import MAY_LACK, SYSDIG, SYSDIG_ACT, find, lacking
 from agent.workers import Workers
 from stoop import config_model
 from stoop.captures import Captured, Still, Wanted
@@ -160,7 +160,8 @@ class Evidence:
         still: Still | None,
         progress: Callable[[str], None],
     ) -> Captured:
-        why = self.unavailable().get(wanted.about.actionner, "")
+        actionner = wanted.about.actionner
+        why = self.unavailable().get(actionner, "") if actionner in MAY_LACK else ""
         if why:
             return Captured(False, why, refused=True)
         job = self._orders.job(wanted, given, container)

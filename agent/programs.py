@@ -12,13 +12,16 @@ from stoop.catalogue import CATALOGUE
 
 TCPDUMP, SYSDIG = "tcpdump", "sysdig"
 
-SYSDIG_ACT = "kubernetes:sysdig"
+SYSDIG_ACT, LOG_ACT = "kubernetes:sysdig", "kubernetes:log"
 
 BTF = "/sys/kernel/btf/vmlinux"
 """What the kernel tells of its own types (CONFIG_DEBUG_INFO_BTF): sysdig's modern eBPF driver fits itself to it."""
 
 NEEDS = {"evidence:pcap": TCPDUMP, "kubernetes:tcpdump": TCPDUMP}
 """By actionner: the program that it can't do without."""
+
+MAY_LACK = frozenset({*NEEDS, SYSDIG_ACT, LOG_ACT})
+"""Those that need more of the node than the others."""
 
 PLACES = ("/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/local/bin")
 """Where a program is looked for beyond PATH: Debian keeps tcpdump from users by leaving it out of theirs."""
@@ -57,11 +60,18 @@ def lacking() -> dict[str, str]:
         found[SYSDIG_ACT] = f"there is no {SYSDIG} here: it belongs into the agent's image, or on the node's PATH"
     elif not os.path.exists(BTF):
         found[SYSDIG_ACT] = f"the kernel has no {BTF}, which sysdig's modern eBPF driver needs"
-    if not os.path.isdir(POD_LOGS):
-        found["kubernetes:log"] = (
-            f"there is no {POD_LOGS} here: it is the kubelet's, to be mounted into the agent's pod"
-        )
+    if not is_named(POD_LOGS):
+        found[LOG_ACT] = f"there is no {POD_LOGS} here: it is the kubelet's, to be mounted into the agent's pod"
     return found
+
+
+def is_named(path: str) -> bool:
+    """Whether its directory has this name. It is not looked at itself: a mount there may hang, and we with it."""
+    directory, _, name = path.rpartition("/")
+    try:
+        return name in os.listdir(directory)
+    except OSError:
+        return False
 
 
 def effective() -> int:

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from agent.node.host import LinuxHost
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 PATIENCE_S = 10.0
 """How long a test waits for what it started; then it fails."""
+
+SLOWEST = 6
+"""How much longer that may become where each look takes long, on a busy machine."""
 
 SYS_EXIT = {"x86_64": 60, "aarch64": 93}
 """The number of exit(2), which ends one thread only."""
@@ -137,9 +141,12 @@ def alive(pid: int) -> bool:
 def await_that(condition: Callable[[], bool], what: str, seconds: float = PATIENCE_S) -> None:
     """Wait for something of the machine's that can't be waited on."""
     pause = select.poll()
+    until = time.monotonic() + SLOWEST * seconds  # a look may take long itself
     for _ in range(int(seconds * 1000)):
         if condition():
             return
+        if time.monotonic() > until:
+            break
         pause.poll(1)
     raise AssertionError(f"not seen within {seconds:g} s: {what}")
 

@@ -154,4 +154,5 @@ def test_a_fuse_mount_that_never_answers_costs_one_reader(
         assert record["outcome"] == "done", record
     server.remove()
     server.pod.containers.remove(server)
+    server.link.unlink()
     await_that(lambda: not agent.status()["evidence"]["workers"]["abandoned"], "it has ended with its mount")
