@@ -80,12 +80,15 @@ def host() -> Iterator[LinuxHost]:
 
 @pytest.fixture
 def spawn() -> Iterator[Spawn]:
-    """Start a program; `line(process)` reads what it says, `say` tells it to go on. It is killed after the test."""
+    """Start a program; `line(process)` reads what it says, `say` tells it to go on. It is killed after the test, and
+    with it whatever it started and left behind (unless it was given an environment)."""
     started: list[Process] = []
+    mark = f"STARTED_BY_STOOPS_TESTS={uuid.uuid4()}"
 
     def start(*argv: str, **options: object) -> Process:
+        marked = {"env": os.environ | dict([mark.split("=")])}
         process: Process = subprocess.Popen(  # type: ignore[call-overload]
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **(marked | options)
         )
         started.append(process)
         return process
@@ -98,6 +101,16 @@ def spawn() -> Iterator[Spawn]:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
         process.wait(PATIENCE_S)
+    if started:
+        _kill_all_with(mark.encode())
+
+
+def _kill_all_with(mark: bytes) -> None:
+    """SIGKILL to whoever has this in its environment."""
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            if name.isdigit() and mark in Path("/proc", name, "environ").read_bytes().split(b"\0"):
+                os.kill(int(name), signal.SIGKILL)
 
 
 def line(process: Process) -> str:
