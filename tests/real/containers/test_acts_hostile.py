@@ -21,8 +21,7 @@ __all__ = ["make_on_node", "scene"]
 pytestmark = [pytest.mark.root, pytest.mark.real]
 
 MANY = 1000
-"""Twice what a group holds. With 2,000 two processors need some seconds a step where other tests have just ended, and a
-test's patience ran out once."""
+"""Twice what a group holds, and what two processors can take beside the rest: with 2,000 one test failed in one run."""
 
 STORM = "while (1) { defined(fork) or select(undef, undef, undef, 0.01) }"
 """Each forks for ever, and rests only while the container is full."""
